@@ -1,0 +1,1 @@
+"""Readers: what users have, opened lazily and checked."""

@@ -1,0 +1,1 @@
+"""Storage: everything that is written or read of a study's output."""
