@@ -16,8 +16,12 @@ class StageOptions(BaseModel):
 class IngestOptions(StageOptions):
     """How counts and images are taken in."""
 
-    copy_image: Literal["coarse", "full"] = Field("coarse", description="levels of the image kept in the store: viewing levels (2 µm/px and coarser) or all")
-    min_total_counts: int = Field(1, ge=0, description="spots with fewer raw counts get the status 'low_counts' and are not typed")
+    copy_image: Literal["coarse", "full"] = Field(
+        "coarse", description="levels of the image kept in the store: viewing levels (2 µm/px and coarser) or all"
+    )
+    min_total_counts: int = Field(
+        1, ge=0, description="spots with fewer raw counts get the status 'low_counts' and are not typed"
+    )
 
 
 class AlignOptions(StageOptions):
@@ -27,17 +31,31 @@ class AlignOptions(StageOptions):
 class SegmentOptions(StageOptions):
     """Nucleus segmentation (StarDist, Schmidt et al. 2018) and assignment to spots."""
 
-    model: str = Field("2D_versatile_he", description="name of an official StarDist 2D model, or path of a StarDist model folder, or 'demo'")
-    model_pixel_size_um: float = Field(0.25, gt=0, description="µm per pixel the model was trained at; the image is rescaled to it")
-    tile: int = Field(2048, ge=512, le=8192, description="edge of one task in model pixels; groups fixed windows, never changes the result")
+    model: str = Field(
+        "2D_versatile_he",
+        description="name of an official StarDist 2D model, or path of a StarDist model folder, or 'demo'",
+    )
+    model_pixel_size_um: float = Field(
+        0.25, gt=0, description="µm per pixel the model was trained at; the image is rescaled to it"
+    )
+    tile: int = Field(
+        2048,
+        ge=512,
+        le=8192,
+        description="edge of one task in model pixels; groups fixed windows, never changes the result",
+    )
     prob_threshold: float | None = Field(None, gt=0, lt=1, description="None: the model's own")
     nms_threshold: float | None = Field(None, gt=0, lt=1, description="None: the model's own")
-    normalise_over: Literal["image", "tissue"] = Field("image", description="pixels the global percentiles are taken over")
+    normalise_over: Literal["image", "tissue"] = Field(
+        "image", description="pixels the global percentiles are taken over"
+    )
     percentiles: tuple[float, float] = Field((1.0, 99.8), description="joint over channels, exact over the whole image")
     tissue_mask: Literal["auto", "off"] = Field("auto", description="windows without tissue are not predicted")
     max_pixel_size_um: float = Field(1.0, gt=0, description="coarser images are refused")
     warn_pixel_size_um: float = Field(0.5, gt=0, description="coarser images are warned about")
-    max_cells_per_spot: int | None = Field(None, ge=1, description="None: ceil(20·(spot diameter / 55 µm)²); dropped cells are reported")
+    max_cells_per_spot: int | None = Field(
+        None, ge=1, description="None: ceil(20·(spot diameter / 55 µm)²); dropped cells are reported"
+    )
 
 
 class ReferenceOptions(StageOptions):
@@ -53,15 +71,27 @@ class IdentifyOptions(StageOptions):
 
     smoothness: float = Field(3.0, ge=0, description="Potts ν; measured best 2-3, the paper uses 10")
     n_neighbors: int = Field(10, ge=1, description="mean degree of the radius graph of cells")
-    likelihood: Literal["heavy_tailed", "normal"] = Field("heavy_tailed", description="density of ε in the Poisson-lognormal model")
+    likelihood: Literal["heavy_tailed", "normal"] = Field(
+        "heavy_tailed", description="density of ε in the Poisson-lognormal model"
+    )
     shrinkage_umi: float = Field(300.0, ge=0, description="UMI of the mean profile mixed into each signature")
-    labels: Literal["map", "positional", "composition"] = Field("composition", description="which labelling becomes cells.cell_type")
+    labels: Literal["map", "positional", "composition"] = Field(
+        "composition", description="which labelling becomes cells.cell_type"
+    )
     max_sweeps: int = Field(30, ge=1, description="ICM sweeps at most")
     gibbs_sweeps: int = Field(60, ge=0, description="kept Gibbs sweeps for the marginals")
     gibbs_burn_in: int = Field(15, ge=0, description="Gibbs sweeps dropped")
-    max_multisets: int = Field(3000, ge=1, description="label multisets per spot; the weakest candidate type is dropped beyond it")
-    n_blocks: int = Field(0, ge=0, description="spatial blocks of the sweep; 0 = chosen from the number of cells; never changes the result")
-    max_cells_per_spot: int | None = Field(None, ge=1, description="cap of n_cells estimated from UMI; None as in segment")
+    max_multisets: int = Field(
+        3000, ge=1, description="label multisets per spot; the weakest candidate type is dropped beyond it"
+    )
+    n_blocks: int = Field(
+        0,
+        ge=0,
+        description="spatial blocks of the sweep; 0 = chosen from the number of cells; never changes the result",
+    )
+    max_cells_per_spot: int | None = Field(
+        None, ge=1, description="cap of n_cells estimated from UMI; None as in segment"
+    )
     n_cells_column: str | None = Field(None, description="obs column of the counts that gives the cells of each spot")
     batch_spots: int = Field(512, ge=1, description="spots per task of the weights fit; never changes the result")
 
@@ -86,8 +116,12 @@ class TrainOptions(StageOptions):
 class DecomposeOptions(StageOptions):
     """Posterior decomposition of spots into cells, eq. (10)-(12), Algorithm 1."""
 
-    sampler: Literal["preconditioned", "langevin"] = Field("preconditioned", description="fast preconditioned sampler, or annealed Langevin dynamics (Algorithm 1)")
-    estimator: Literal["auto", "model", "proportional", "type_mean", "sized", "shrinkage"] = Field("auto", description="auto: best on held-out simulated spots")
+    sampler: Literal["preconditioned", "langevin"] = Field(
+        "preconditioned", description="fast preconditioned sampler, or annealed Langevin dynamics (Algorithm 1)"
+    )
+    estimator: Literal["auto", "model", "proportional", "type_mean", "sized", "shrinkage"] = Field(
+        "auto", description="auto: best on held-out simulated spots"
+    )
     n_steps: int = Field(6, ge=1, description="noise levels of the preconditioned sampler")
     n_chains: int = Field(8, ge=2, description="posterior replicates R of the preconditioned sampler")
     langevin_levels: int = Field(232, ge=2)
@@ -98,7 +132,9 @@ class DecomposeOptions(StageOptions):
     langevin_noise_min: float = Field(0.01, gt=0)
     langevin_clip: bool = Field(False, description="clip residual to ±1 and gradient to ±2, as the authors' program")
     rows_per_shard: int = Field(1024, ge=16, description="cells per output shard = per task; never changes the result")
-    calibration_spots: int = Field(120, ge=10, description="spots simulated from held-out reference cells to choose the estimator")
+    calibration_spots: int = Field(
+        120, ge=10, description="spots simulated from held-out reference cells to choose the estimator"
+    )
 
 
 class InteractOptions(StageOptions):
@@ -127,5 +163,7 @@ class DifferentialOptions(StageOptions):
 class ReportOptions(StageOptions):
     """The HTML report."""
 
-    marker_gene: str | None = Field(None, description="gene of the before/after picture; None: the best marker of the most frequent type")
+    marker_gene: str | None = Field(
+        None, description="gene of the before/after picture; None: the best marker of the most frequent type"
+    )
     max_image_px: int = Field(1600, ge=200, description="longest edge of a picture of the slide")

@@ -1,0 +1,59 @@
+"""What one task cost, measured in the process that ran it."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spatialscope_dist.errors import SpatialScopeError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task's result with its cost; `failure` is the error when it can never succeed."""
+
+    result: Any
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int
+    failure: SpatialScopeError | None = None
+
+
+def measured(function: Callable[..., Any], arguments: dict[str, Any]) -> Measured:
+    """Return the function's result with wall time, CPU time and peak memory of this process.
+
+    An error this package raises on purpose is final and comes back as `failure`; anything else
+    propagates, so that the scheduler may retry it elsewhere.
+    """
+    _reset_peak_rss()
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        result, failure = function(**arguments), None
+    except SpatialScopeError as error:
+        result, failure = None, error
+    return Measured(result, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_bytes(), failure)
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process since it was last reset, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _reset_peak_rss() -> None:
+    # Linux only: lets each stage report its own peak in processes that outlive a stage.
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logging.getLogger(__name__).debug("peak memory cannot be reset here; it counts from process start")

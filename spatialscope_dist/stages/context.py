@@ -1,0 +1,75 @@
+"""What every stage is given, and the shape every stage module has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from spatialscope_dist.engine.events import Events
+from spatialscope_dist.engine.pool import Pool
+from spatialscope_dist.store.ledger import Ledger
+from spatialscope_dist.store.place import Place
+from spatialscope_dist.study import Study
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Projection made before anything runs."""
+
+    tasks: int
+    peak_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage did for one item."""
+
+    done: int
+    total: int
+    failed: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a stage may use: the study, where to write, the ledger, the workers, events."""
+
+    study: Study
+    place: Place
+    ledger: Ledger
+    pool: Pool
+    events: Events
+
+    def upstream(self, stage: str, item: str) -> Path | None:
+        """Return the folder of an upstream stage's committed output, None when it has none."""
+        key = self.upstream_key(stage, item)
+        return None if key is None else self.place.output(stage, item, key)
+
+    def upstream_key(self, stage: str, item: str) -> str | None:
+        """Return the content key of an upstream stage's committed output."""
+        entry = self.ledger.current(stage, item)
+        return None if entry is None else entry.key
+
+
+class Stage(Protocol):
+    """A stage module: `stages/NAME.py` has exactly these names."""
+
+    NAME: str
+    VERSION: int
+
+    def items(self, context: Context) -> list[str]:
+        """Return what the stage runs over: sections, stacks or 'study'."""
+
+    def skip_reason(self, context: Context, item: str) -> str | None:
+        """Return why the stage has nothing to do for the item, None when it has."""
+
+    def inputs(self, context: Context, item: str) -> dict[str, Any]:
+        """Return everything the result depends on, as JSON."""
+
+    def plan(self, context: Context, item: str) -> StagePlan:
+        """Return the projected tasks, peak memory of a worker process and bytes on disk."""
+
+    def run(self, context: Context, item: str, output: Path) -> StageOutcome:
+        """Do the work and leave the result in `output`."""

@@ -1,0 +1,71 @@
+"""Where everything of a study's output lies."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from spatialscope_dist.errors import BadInput, Problem
+
+
+@dataclass(frozen=True)
+class Place:
+    """The output folder of a study; nothing is written outside it."""
+
+    root: Path
+
+    def output(self, stage: str, item: str, key: str) -> Path:
+        """Return the folder of one immutable stage output."""
+        return self.root / "work" / stage / item / key[:16]
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger."""
+        return self.root / "ledger"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model."""
+        return self.root / "model"
+
+    @property
+    def reference(self) -> Path:
+        """The published reference AnnData."""
+        return self.root / "reference.zarr"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.root / "report" / "index.html"
+
+    @property
+    def hashes(self) -> Path:
+        """SHA-256 of the results in canonical order."""
+        return self.root / "hashes.json"
+
+    def section(self, name: str) -> Path:
+        """Return the published SpatialData of a section."""
+        return self.root / "sections" / f"{name}.zarr"
+
+    def table(self, name: str) -> Path:
+        """Return a study-wide parquet table, for example 'interactions'."""
+        return self.root / f"{name}.parquet"
+
+
+def require_writable(root: Path) -> None:
+    """Create the folder and prove that it can be written.
+
+    Raises
+    ------
+    BadInput
+        When the folder cannot be created or a file in it cannot be written.
+    """
+    probe = root / f".writable-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        remedy = "Give a folder you may write with --output DIR, or free space."
+        raise BadInput(Problem(str(root), str(error), "a writable output folder", remedy)) from error
