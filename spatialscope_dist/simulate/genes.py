@@ -46,7 +46,7 @@ class GeneModel:
 class CellStates:
     """What drives the expression of each cell.
 
-    ``types`` (cells,), indices; ``scores`` (cells, programmes); ``side`` (cells,), -0.5 at the left to 0.5 at the right;
+    ``types`` (cells,), indices; ``scores`` (cells, programmes); ``side`` (cells,), -0.5 left to 0.5 right;
     ``contact`` (cells, types), True where a cell of that type touches this cell.
     """
 
