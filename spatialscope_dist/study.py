@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,33 @@ from spatialscope_dist.options import (
     VariableOptions,
 )
 from spatialscope_dist.panel import duplicates
+
+
+@dataclass(frozen=True)
+class SectionFacts:
+    """Sizes of one section's inputs, read from headers only.
+
+    `n_cells` is a guess made before segmentation; `image_shape` is (channels, height, width).
+    """
+
+    n_spots: int
+    n_genes: int
+    n_stored: int
+    n_cells: int
+    image_shape: tuple[int, int, int] | None = None
+    image_is_tiled: bool = True
+    pixel_size_um: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Sizes of a study's inputs, from which every projection is made."""
+
+    sections: dict[str, SectionFacts]
+    n_reference_cells: int
+    n_reference_genes: int
+    n_types: int
+
 
 SPOT_DIAMETER_UM = {"visium": 55.0, "slideseq": 10.0, "merfish": 10.0}
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))

@@ -79,7 +79,8 @@ class Pool:
         """Return the result of `function(**arguments)` for every unit.
 
         Units committed in `ledger_units` are not run again. At most two units per worker are in
-        flight, so neither the scheduler nor the driver holds more than that.
+        flight, so neither the scheduler nor the driver holds more than that. `framework` is
+        'tensorflow', 'torch', None, or 'any' for work that may share whatever processes there are.
 
         Raises
         ------
@@ -136,7 +137,8 @@ class Pool:
         return sorted(self._client.run(os.getpid).values())
 
     def _open(self, framework: str | None, gpu: bool) -> Client:  # noqa: FBT001
-        if self._client is not None and self.settings.scheduler is None and self._kind != (framework, gpu):
+        ours = self.settings.scheduler is None
+        if self._client is not None and ours and framework != "any" and self._kind != (framework, gpu):
             self.close()
         if self._client is None:
             self._client = open_client(self.settings, gpu=gpu)

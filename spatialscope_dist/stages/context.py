@@ -10,7 +10,7 @@ from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.store.ledger import Ledger
 from spatialscope_dist.store.place import Place
-from spatialscope_dist.study import Study
+from spatialscope_dist.study import Facts, Study
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,17 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything a stage may use: the study, where to write, the ledger, the workers, events."""
+    """Everything a stage may use: the study, where to write, the ledger, the workers, events.
+
+    `facts` holds the sizes of the inputs: `plan` works from them, before anything has run.
+    """
 
     study: Study
     place: Place
     ledger: Ledger
     pool: Pool
     events: Events
+    facts: Facts
 
     def upstream(self, stage: str, item: str) -> Path | None:
         """Return the folder of an upstream stage's committed output, None when it has none."""

@@ -73,6 +73,27 @@ def write_array(path: Path, values: NDArray[Any], *, axes: Sequence[str], chunks
         raise StoreError(f"{path}: cannot be written ({error}). Free space, then run again.") from error
 
 
+def append_entries(path: Path, values: NDArray[Any], *, start: int, chunk: int) -> None:
+    """Write values behind the first `start` entries of a one-dimensional array, made new when `start` is 0.
+
+    Raises
+    ------
+    StoreError
+        When `start` cuts a chunk, or the disk is full.
+    """
+    if start == 0:
+        array = create_array(path, shape=values.shape, dtype=values.dtype, chunks=(chunk,), axes=("entry",))
+    else:
+        array = zarr.open_array(str(path), mode="r+")
+        if start % array.chunks[0]:
+            raise StoreError(f"{path}: {start} entries cut a chunk of {array.chunks[0]}")
+        array.resize((start + len(values),))
+    try:
+        array[start:] = values
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error}). Free space, then run again.") from error
+
+
 def read_array(path: Path) -> NDArray[Any]:
     """Return a small array whole."""
     return np.asarray(open_array(path)[...])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import zarr
 from numpy.typing import NDArray
 
-from spatialscope_dist.store.arrays import open_array, write_array
+from spatialscope_dist.store.arrays import append_entries, open_array, write_array
 from spatialscope_dist.store.documents import read_json, write_json
 
 _CHUNK = 1 << 18
@@ -68,18 +68,66 @@ class Counts:
         return np.concatenate(sums) if sums else np.zeros(0, dtype=np.int64)
 
 
+@dataclass
+class CountsWriter:
+    """Writes a table of raw counts block by block of rows, in bounded memory.
+
+    Only whole chunks are written; the table can be opened once `close` has named its rows. The bytes
+    on disk depend on the counts alone, never on how the rows were divided into blocks.
+    """
+
+    path: Path
+    genes: Sequence[str]
+    _waiting: dict[str, list[NDArray[np.int32]]] = field(default_factory=lambda: {"data": [], "indices": []})
+    _pointers: list[NDArray[np.int64]] = field(default_factory=lambda: [np.zeros(1, dtype=np.int64)])
+    _n_waiting: int = 0
+    _n_written: int = 0
+
+    def append(self, block: sp.csr_matrix[Any]) -> None:
+        """Add the next rows, (rows, genes), raw counts."""
+        canonical = block.tocsr().copy()
+        canonical.sum_duplicates()
+        canonical.eliminate_zeros()
+        self._waiting["data"].append(canonical.data.astype(np.int32))
+        self._waiting["indices"].append(canonical.indices.astype(np.int32))
+        self._pointers.append(canonical.indptr[1:].astype(np.int64) + self._pointers[-1][-1])
+        self._n_waiting += canonical.nnz
+        whole = self._n_waiting - self._n_waiting % _CHUNK
+        if whole:
+            self._write(whole, _CHUNK)
+
+    def close(self, row_names: Sequence[str]) -> None:
+        """Write what is left, and the names.
+
+        Raises
+        ------
+        ValueError
+            When the number of names is not the number of rows.
+        """
+        indptr = np.concatenate(self._pointers)
+        if len(row_names) != len(indptr) - 1:
+            raise ValueError(f"found {len(row_names)} row names for {len(indptr) - 1} rows; expected one each")
+        if self._n_waiting or not self._n_written:
+            self._write(self._n_waiting, min(_CHUNK, max(1, self._n_waiting)))
+        write_array(self.path / "indptr", indptr, axes=("entry",), chunks=(min(_CHUNK, len(indptr)),))
+        write_json(
+            self.path / "names.json", {"rows": list(map(str, row_names)), "genes": list(map(str, self.genes))}
+        )
+
+    def _write(self, size: int, chunk: int) -> None:
+        for name, parts in self._waiting.items():
+            values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+            append_entries(self.path / name, values[:size], start=self._n_written, chunk=chunk)
+            self._waiting[name] = [values[size:]]
+        self._n_written += size
+        self._n_waiting -= size
+
+
 def write_counts(path: Path, counts: sp.csr_matrix[Any], row_names: Sequence[str], genes: Sequence[str]) -> None:
     """Write a sparse table of raw counts, (rows, genes)."""
-    canonical = counts.tocsr().copy()
-    canonical.sum_duplicates()
-    canonical.eliminate_zeros()
-    for name, values in (
-        ("data", canonical.data.astype(np.int32)),
-        ("indices", canonical.indices.astype(np.int32)),
-        ("indptr", canonical.indptr.astype(np.int64)),
-    ):
-        write_array(path / name, values, axes=("entry",), chunks=(min(_CHUNK, max(1, len(values))),))
-    write_json(path / "names.json", {"rows": list(map(str, row_names)), "genes": list(map(str, genes))})
+    writer = CountsWriter(path, genes)
+    writer.append(counts)
+    writer.close(row_names)
 
 
 def open_counts(path: Path) -> Counts:

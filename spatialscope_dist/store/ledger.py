@@ -64,14 +64,33 @@ class Ledger:
     def commit(self, entry: Entry) -> None:
         """Make an output the current one: the last write of a stage."""
         write_json(self._path(entry.stage, entry.item), entry.__dict__)
+        (self.root / "skipped" / entry.stage / f"{entry.item}.json").unlink(missing_ok=True)
 
-    def withdraw(self, stage: str, item: str) -> None:
-        """Forget the current output of an item that is now skipped."""
+    def entries(self, stage: str) -> list[Entry]:
+        """Return the committed outputs of a stage, by item."""
+        return [Entry(**read_json(path)) for path in sorted((self.root / stage).glob("[!.]*.json"))]
+
+    def forget(self, stage: str, item: str) -> None:
+        """Drop the current output of an item, so that it is made anew."""
         self._path(stage, item).unlink(missing_ok=True)
+
+    def skip(self, stage: str, item: str, reason: str) -> None:
+        """Note that a stage has nothing to do for an item; an earlier output no longer counts."""
+        self.forget(stage, item)
+        write_json(self.root / "skipped" / stage / f"{item}.json", reason)
+
+    def skips(self, stage: str) -> dict[str, str]:
+        """Return the reasons of skipped items."""
+        folder = self.root / "skipped" / stage
+        return {path.stem: str(read_json(path)) for path in sorted(folder.glob("[!.]*.json"))}
 
     def units(self, stage: str, item: str, output: Path) -> Units:
         """Return the record of finished units of an output folder (named by its key)."""
         return Units(self.root / "units" / stage / item / output.name)
+
+    def count_units(self, stage: str) -> int:
+        """Return how many units of a stage are committed, for a live view of a run."""
+        return sum(1 for _ in (self.root / "units" / stage).rglob("[!.]*.json"))
 
     def file_hash(self, path: Path) -> str:
         """Return the SHA-256 of a file or folder of files, remembered while size and time stay the same."""

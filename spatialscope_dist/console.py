@@ -1,0 +1,113 @@
+"""What the terminal shows: progress, tables, the summary; JSON lines instead when asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from spatialscope_dist.engine.events import Events
+
+if TYPE_CHECKING:
+    from spatialscope_dist.pipeline import Summary
+
+_ACCURACY = {
+    "nuclei_found": "planted nuclei found",
+    "nuclei_false": "false nuclei",
+    "cell_type_accuracy": "cell-type accuracy",
+    "composition_error": "composition error",
+    "expression_cosine": "expression cosine, ours",
+    "type_mean_cosine": "expression cosine, type mean",
+    "proportional_cosine": "expression cosine, proportional allocation",
+}
+
+
+@contextmanager
+def progress(*, as_json: bool) -> Iterator[Events]:
+    """Yield events that end up as JSON lines on stdout, or as a progress display on stderr."""
+    if as_json:
+        yield Events((_json_line,))
+        return
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        yield Events((_Display(display),))
+
+
+def show_plan(planned: dict[str, dict[str, int]], limit_bytes: int) -> None:
+    """Print the plan as a table on stdout."""
+    table = Table(title=f"Plan (limit of one worker: {_gib(limit_bytes)})")
+    for heading in ("stage", "tasks", "peak of a worker", "disk"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, row in planned.items():
+        table.add_row(name, str(row["tasks"]), _gib(row["peak_bytes"]), _gib(row["disk_bytes"]))
+    Console().print(table)
+
+
+def show_status(rows: dict[str, dict[str, Any]]) -> None:
+    """Print what is done per stage, and every failed item with its reason."""
+    table = Table(title="Status")
+    for heading in ("stage", "done", "note"):
+        table.add_column(heading)
+    for name, row in rows.items():
+        notes = [f"{item}: skipped, {reason}" for item, reason in row["skipped"].items()]
+        notes += [f"{item}: {reason}" for item, reason in row["failed"].items()]
+        table.add_row(name, f"{row['done']}/{row['total']}", "\n".join(notes))
+    Console().print(table)
+
+
+def show_summary(summary: Summary) -> None:
+    """Print time, memory and accuracy of a run, and where the report is."""
+    console = Console()
+    if not summary.changed:
+        console.print("Nothing to do: every stage is up to date.")
+    table = Table()
+    for heading in ("stage", "seconds", "CPU seconds", "peak memory", "projected", "done", "failed"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, row in summary.stages.items():
+        sizes = (_gib(row["peak_rss_bytes"]), _gib(row["projected_peak_bytes"]))
+        done = f"{row['done']}/{row['total']}"
+        table.add_row(name, f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", *sizes, done, str(row["failed"]))
+    console.print(table)
+    for name, text in _ACCURACY.items():
+        if name in summary.accuracy:
+            console.print(f"{text}: {summary.accuracy[name]:.4f}")
+    if summary.report is not None:
+        console.print(f"Report: {summary.report}", soft_wrap=True)
+
+
+def _json_line(event: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event, default=str) + "\n")
+    sys.stdout.flush()
+
+
+class _Display:
+    """Turns events into one progress line per stage."""
+
+    def __init__(self, display: Progress) -> None:
+        self.display = display
+        self.line: TaskID | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "stage":
+            self.line = self.display.add_task(event["stage"], total=None)
+        elif kind == "unit" and self.line is not None:
+            self.display.update(self.line, completed=event["done"], total=event["total"])
+        elif kind == "committed" and self.line is not None:
+            self.display.update(self.line, completed=event["total"], total=event["total"])
+        elif kind == "skipped":
+            self.display.console.print(f"{event['stage']} {event['item']}: skipped, {event['reason']}")
+        elif kind == "unchanged":
+            self.display.console.print(f"{event['stage']} {event['item']}: up to date")
+        elif kind == "warning":
+            self.display.console.print(f"warning: {event['text']}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.2f} GiB"

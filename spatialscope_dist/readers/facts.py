@@ -1,0 +1,93 @@
+"""Sizes of a study's inputs, read from file headers only."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import h5py
+
+from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.readers.images import open_image
+from spatialscope_dist.study import Facts, ReferenceSpec, SectionFacts, SectionSpec, Study
+
+_CELLS_PER_SPOT = 8.0  # at 55 µm, a common density; projections of disk and tasks only
+_SPACERANGER_MATRIX = "filtered_feature_bc_matrix.h5"
+
+
+def read_facts(study: Study) -> Facts:
+    """Return the sizes of every section and of the reference.
+
+    Raises
+    ------
+    BadInput
+        When a file's header cannot be read.
+    """
+    problems: list[Problem] = []
+    sections: dict[str, SectionFacts] = {}
+    reference = (0, 0, 0)
+    for section in study.sections:
+        try:
+            sections[section.name] = _section_facts(section)
+        except (OSError, KeyError) as error:
+            source = section.counts or section.spaceranger
+            problems.append(_unreadable(f"[[section]] {section.name}: {source}", error))
+    try:
+        reference = _reference_facts(study.reference)
+    except (OSError, KeyError) as error:
+        problems.append(_unreadable(f"[reference] {study.reference.path}", error))
+    if problems:
+        raise BadInput(problems)
+    return Facts(sections, *reference)
+
+
+def _unreadable(where: str, error: Exception) -> Problem:
+    return Problem(where, f"a file that cannot be read ({error})", "a whole file", "Copy or download it again.")
+
+
+def _section_facts(section: SectionSpec) -> SectionFacts:
+    n_spots, n_genes, n_stored = _matrix_size(section)
+    area = (section.diameter_um / 55.0) ** 2
+    n_cells = n_spots if section.platform == "merfish" else round(n_spots * max(1.0, _CELLS_PER_SPOT * area))
+    if section.nuclei is not None:
+        with section.nuclei.open(newline="") as handle:
+            n_cells = max(0, sum(1 for _ in csv.reader(handle)) - 1)
+    if section.image is None:
+        return SectionFacts(n_spots, n_genes, n_stored, n_cells)
+    image = open_image(section.image)
+    return SectionFacts(
+        n_spots,
+        n_genes,
+        n_stored,
+        n_cells,
+        image_shape=image.shape,
+        image_is_tiled=image.is_tiled,
+        pixel_size_um=section.pixel_size_um or image.pixel_size_um,
+    )
+
+
+def _matrix_size(section: SectionSpec) -> tuple[int, int, int]:
+    if section.spaceranger is not None:
+        with h5py.File(section.spaceranger / _SPACERANGER_MATRIX) as file:
+            n_genes, n_spots = (int(size) for size in file["matrix/shape"][:])
+            return n_spots, n_genes, int(file["matrix/data"].shape[0])
+    assert section.counts is not None
+    return _h5ad_size(section.counts)
+
+
+def _h5ad_size(path: Path) -> tuple[int, int, int]:
+    with h5py.File(path) as file:
+        matrix = file["X"]
+        if isinstance(matrix, h5py.Group):
+            n_rows, n_genes = (int(size) for size in matrix.attrs["shape"])
+            return n_rows, n_genes, int(matrix["data"].shape[0])
+        n_rows, n_genes = (int(size) for size in matrix.shape)
+        return n_rows, n_genes, n_rows * n_genes
+
+
+def _reference_facts(reference: ReferenceSpec) -> tuple[int, int, int]:
+    n_cells, n_genes, _ = _h5ad_size(reference.path)
+    with h5py.File(reference.path) as file:
+        column = file["obs"][reference.cell_type]
+        n_types = len(column["categories"]) if isinstance(column, h5py.Group) else len(set(column[:]))
+    return n_cells, n_genes, n_types

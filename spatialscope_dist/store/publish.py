@@ -1,0 +1,260 @@
+"""Publishing: assembles `sections/NAME.zarr` from immutable stage outputs and switches it in last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from spatialscope_dist.panel import positions_in
+from spatialscope_dist.store.arrays import open_array, read_array
+from spatialscope_dist.store.counts import open_counts
+from spatialscope_dist.store.documents import read_json
+from spatialscope_dist.store.frames import read_frame
+
+
+@dataclass(frozen=True)
+class SectionSources:
+    """Folders of the stage outputs a published section is made of, and facts that go with it.
+
+    `genes` is the panel; `types` the columns of proportions and weights; `notes` goes to `uns`.
+    """
+
+    name: str
+    ingest: Path
+    diameter_um: float
+    segment: Path | None = None
+    identify: Path | None = None
+    decompose: Path | None = None
+    reference: Path | None = None
+    types: list[str] = field(default_factory=list)
+    genes: list[str] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
+    """Write the SpatialData of a section and return its sizes.
+
+    The new store is complete before it takes the place of the old one. Pixels are linked, not
+    copied, where the file system allows it.
+    """
+    import spatialdata
+
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    about = read_json(sources.ingest / "section.json")
+    spots = read_frame(sources.ingest / "spots.parquet")
+    scale = float(about["pixel_size_um"] or 1.0)
+    elements: dict[str, Any] = {"tables": {"spots": _spots_table(sources, spots)}}
+    elements["shapes"] = {"spot_circles": _circles(spots, sources.diameter_um, scale)}
+    if sources.identify is not None:
+        elements["tables"]["cells"] = _cells_table(sources, linked=sources.segment is not None)
+    if (sources.ingest / "view.zarr").exists():
+        elements["images"] = {"he": _image(sources.ingest / "view.zarr", scale)}
+    if sources.segment is not None:
+        elements["shapes"]["nucleus_polygons"] = _polygons(sources.segment, scale)
+        elements["labels"] = {"nuclei": _empty_labels(sources.segment, scale)}
+    spatialdata.SpatialData(**elements).write(fresh)
+    if sources.segment is not None:
+        _link_labels(sources.segment / "labels.zarr", fresh)
+    switch_in(fresh, target)
+    return {"spots": len(spots), "cells": len(elements["tables"].get("cells", ()))}
+
+
+def switch_in(fresh: Path, target: Path) -> None:
+    """Put a complete folder in the place of an old one; `finish_switch` mends a kill in between."""
+    ready, old = target.with_name(f".{target.name}.ready"), target.with_name(f".{target.name}.old")
+    shutil.rmtree(ready, ignore_errors=True)
+    fresh.rename(ready)
+    finish_switch(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_switch(target: Path) -> None:
+    """Finish a switch that was cut short: after this the target is the old folder or the new, whole."""
+    ready, old = target.with_name(f".{target.name}.ready"), target.with_name(f".{target.name}.old")
+    if ready.exists():
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        ready.rename(target)
+    elif old.exists() and not target.exists():
+        old.rename(target)
+
+
+def _spots_table(sources: SectionSources, spots: pd.DataFrame) -> Any:
+    import anndata
+
+    counts = open_counts(sources.ingest / "counts.zarr")
+    obs = pd.DataFrame(
+        {
+            "spot_id": spots["spot_id"].to_numpy(str),
+            "n_cells": _cells_per_spot(sources, spots),
+            "total_counts": spots["total_counts"].to_numpy(np.int64),
+            "status": spots["status"].to_numpy(str),
+        },
+        index=spots["spot_id"].to_numpy(str),
+    )
+    table = anndata.AnnData(counts.rows(0, counts.shape[0]), obs=obs, var=pd.DataFrame(index=list(counts.genes)))
+    table.obsm["spatial"] = spots[["x_um", "y_um"]].to_numpy(float)
+    if sources.identify is not None:
+        typed = read_frame(sources.identify / "spots.parquet")
+        obs["status"] = typed["status"].to_numpy(str)
+        table.obs = obs
+        for name in ("proportions", "weights"):
+            table.obsm[name] = pd.DataFrame(read_array(sources.identify / f"{name}.zarr"), obs.index, sources.types)
+    table.uns["spatialscope"] = _plain_notes(sources.notes)
+    return _annotate(table, "spot_circles", "spot_id")
+
+
+def _cells_per_spot(sources: SectionSources, spots: pd.DataFrame) -> NDArray[np.int64]:
+    for folder in (sources.identify, sources.segment):
+        if folder is not None:
+            return read_frame(folder / "spots.parquet")["n_cells"].to_numpy(np.int64)
+    return np.zeros(len(spots), dtype=np.int64)
+
+
+def _cells_table(sources: SectionSources, *, linked: bool) -> Any:
+    import anndata
+
+    assert sources.identify is not None
+    cells = read_frame(sources.identify / "cells.parquet")
+    status = cells["status"].to_numpy(str)
+    kinds = ("cell_type", "cell_type_map", "cell_type_positional", "cell_type_composition")
+    columns: dict[str, Any] = {name: cells[name].to_numpy(str) for name in ("cell_id", "spot_id", "section")}
+    columns |= {name: pd.Categorical(cells[name], categories=sources.types) for name in kinds}
+    columns |= {name: cells[name].to_numpy(float) for name in ("confidence", "margin")}
+    obs = pd.DataFrame({**columns, "status": status}, index=cells["cell_id"].to_numpy(str))
+    if sources.decompose is None:
+        table = anndata.AnnData(obs=obs)
+    else:
+        var = pd.DataFrame(_panel_columns(sources), index=sources.genes)
+        table = anndata.AnnData(read_array(sources.decompose / "mean.zarr"), obs=obs, var=var)
+        table.layers["sd"] = read_array(sources.decompose / "sd.zarr")
+        by_spot = read_frame(sources.decompose / "spots.parquet").set_index("spot_id")["status"]
+        failed = cells["spot_id"].map(by_spot).fillna("ok").to_numpy(str)
+        table.obs["status"] = np.where(failed == "ok", status, failed)
+    flat = cells["z_um"].nunique() <= 1
+    table.obsm["spatial"] = cells[["x_um", "y_um"] if flat else ["x_um", "y_um", "z_um"]].to_numpy(float)
+    table.uns["spatialscope"] = _plain_notes(sources.notes)
+    if linked and cells["nucleus_id"].notna().all():
+        table.obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
+        return _annotate(table, "nucleus_polygons", "nucleus_id")
+    return _annotate(table, "spot_circles", "spot_id")
+
+
+def _panel_columns(sources: SectionSources) -> dict[str, Any]:
+    assert sources.identify is not None
+    assert sources.decompose is not None
+    assert sources.reference is not None
+    measured = np.asarray(read_json(sources.decompose / "measured.json"), dtype=bool)
+    effect = read_array(sources.identify / "platform_effect.zarr")
+    place = positions_in(read_json(sources.reference / "genes.json"), sources.genes)
+    return {"gene": sources.genes, "measured": measured, "platform_effect": effect[place]}
+
+
+def _annotate(table: Any, region: str, key: str) -> Any:
+    from spatialdata.models import TableModel
+
+    table.obs["region"] = pd.Categorical([region] * table.n_obs)
+    return TableModel.parse(table, region=region, region_key="region", instance_key=key)
+
+
+def _to_coordinates(scale: float, factor: float = 1.0) -> dict[str, Any]:
+    """Return transformations to source pixels ('global') and to micrometres ('um')."""
+    from spatialdata.transformations import Identity, Scale
+
+    pixels = Identity() if factor == 1.0 else Scale([factor, factor], axes=("x", "y"))
+    return {"global": pixels, "um": Scale([factor * scale, factor * scale], axes=("x", "y"))}
+
+
+def _circles(spots: pd.DataFrame, diameter_um: float, scale: float) -> Any:
+    import geopandas
+    from spatialdata.models import ShapesModel
+
+    points = geopandas.points_from_xy(spots["x_px"], spots["y_px"])
+    radius = np.full(len(spots), diameter_um / scale / 2)
+    frame = geopandas.GeoDataFrame({"radius": radius}, geometry=points, index=spots["spot_id"].to_numpy(str))
+    return ShapesModel.parse(frame, transformations=_to_coordinates(scale))
+
+
+def _polygons(segment: Path, scale: float) -> Any:
+    import geopandas
+    import shapely
+    from spatialdata.models import ShapesModel
+
+    nuclei = read_frame(segment / "nuclei.parquet")
+    outlines = read_array(segment / "polygons.zarr")[..., ::-1].astype(float)
+    geometry = shapely.polygons(np.concatenate([outlines, outlines[:, :1]], axis=1))
+    columns = nuclei[["area_um2", "probability", "spot_id", "y_px", "x_px"]].reset_index(drop=True)
+    frame = geopandas.GeoDataFrame(columns, geometry=list(geometry))
+    frame.index = pd.Index(nuclei["nucleus_id"].to_numpy(np.int64))
+    return ShapesModel.parse(frame, transformations=_to_coordinates(scale))
+
+
+def _image(view: Path, scale: float) -> Any:
+    import zarr
+    from spatialdata.models import Image2DModel
+
+    level = zarr.open_group(str(view), mode="r")
+    factor = float(level.attrs["scale"])  # type: ignore[arg-type]
+    pixels = np.asarray(level["0"][...])  # type: ignore[index]
+    halvings = [2] * max(0, int(np.log2(max(1, min(pixels.shape[1:]) / 256))))
+    model = Image2DModel.parse(pixels, dims=("c", "y", "x"), scale_factors=halvings or None, c_coords=["r", "g", "b"])
+    from spatialdata.transformations import set_transformation
+
+    set_transformation(model, _to_coordinates(scale, factor), set_all=True)
+    return model
+
+
+def _empty_labels(segment: Path, scale: float) -> Any:
+    import dask.array
+    from spatialdata.models import Labels2DModel
+
+    labels = open_array(segment / "labels.zarr")
+    zeros = dask.array.zeros(labels.shape, dtype=labels.dtype, chunks=(4096, 4096))
+    return Labels2DModel.parse(zeros, dims=("y", "x"), transformations=_to_coordinates(scale))
+
+
+def _link_labels(source: Path, store: Path) -> None:
+    """Put the painted label array in the place of the empty one that carries its metadata."""
+    import zarr
+
+    element = store / "labels" / "nuclei"
+    place = element / _first_level(element)
+    shutil.rmtree(place)
+    shutil.copytree(source, place, copy_function=_link)
+    zarr.consolidate_metadata(str(store))
+
+
+def _first_level(element: Path) -> str:
+    attributes = read_json(element / "zarr.json")["attributes"]
+    return str(attributes["ome"]["multiscales"][0]["datasets"][0]["path"])
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _plain_notes(notes: dict[str, Any]) -> dict[str, Any]:
+    """Return the notes as nested dicts of what anndata can write; lists become arrays."""
+    plain: dict[str, Any] = {}
+    for name, value in notes.items():
+        if isinstance(value, dict):
+            plain[name] = _plain_notes(value)
+        elif isinstance(value, list | tuple):
+            plain[name] = np.asarray(value) if value else np.zeros(0)
+        else:
+            plain[name] = "" if value is None else value
+    return plain
