@@ -110,9 +110,7 @@ class CountsWriter:
         if self._n_waiting or not self._n_written:
             self._write(self._n_waiting, min(_CHUNK, max(1, self._n_waiting)))
         write_array(self.path / "indptr", indptr, axes=("entry",), chunks=(min(_CHUNK, len(indptr)),))
-        write_json(
-            self.path / "names.json", {"rows": list(map(str, row_names)), "genes": list(map(str, self.genes))}
-        )
+        write_json(self.path / "names.json", {"rows": list(map(str, row_names)), "genes": list(map(str, self.genes))})
 
     def _write(self, size: int, chunk: int) -> None:
         for name, parts in self._waiting.items():
