@@ -1,0 +1,11 @@
+"""Finding nuclei in a histology image and giving them to spots (method §1).
+
+Star-convex polygons (StarDist, Schmidt et al., MICCAI 2018): the network gives every pixel a
+probability p and distances d_k along 32 rays; the polygon of pixel c has the vertices
+c + d_k (sin φ_k, cos φ_k), φ_k = 2πk/32 in (y, x). Greedy suppression keeps a polygon unless it
+overlaps a kept, more probable one: |A ∩ B| / min(|A|, |B|) > threshold.
+
+normalise (global percentiles) → resample (to the model's µm/px) → stardist_model (fixed windows)
+→ candidates (one owner) → suppression (one global order) → polygons (canonical ids)
+→ assign (centroid in spot) and paint (label image). Nothing depends on how the image is divided.
+"""
