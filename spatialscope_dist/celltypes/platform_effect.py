@@ -1,0 +1,85 @@
+"""Platform effect: what one technology sees of a gene compared with another (RCTD)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.celltypes.quadratic import damped_newton_step
+
+_MAX_ITERATIONS = 100
+_MIN_CHANGE = 1e-4
+_DAMPING = 0.3
+
+
+@dataclass(frozen=True)
+class PlatformEffect:
+    """Composition of the pooled section and the effect on every gene.
+
+    Attributes
+    ----------
+    proportions : (types,), π̄, sums to one
+    effect : (genes,), exp(γ); 1 where it cannot be estimated
+    n_replaced : genes whose effect was 0, infinite or undefined and became 1
+    """
+
+    proportions: NDArray[np.float64]
+    effect: NDArray[np.float64]
+    n_replaced: int
+
+
+def bulk_proportions(
+    gene_totals: NDArray[np.int64], total: int, profiles: NDArray[np.float64], *, min_total: int = 10
+) -> NDArray[np.float64]:
+    """Return the proportions π̄ of the types in all spots pooled, (types,), summing to one.
+
+    Minimises Σ_g [ln(N Σ_k π_k μ_kg) − ln b_g]² over π ≥ 0 and genes with b_g ≥ `min_total`
+    (method section 2.3).
+
+    Parameters
+    ----------
+    gene_totals : (genes,), b_g, raw counts over all spots, platform-effect genes
+    total : N, raw counts of all spots over all genes
+    profiles : (types, genes), signatures
+    """
+    n_types = len(profiles)
+    used = (gene_totals >= min_total) & (profiles.sum(axis=0) > 0)
+    pi = np.full(n_types, 1.0 / n_types)
+    if not used.any():
+        return pi
+    expected_one, log_found = profiles[:, used] * float(total), np.log(gene_totals[used])
+    floor = max(1e-4, total * 1e-7)
+    for _ in range(_MAX_ITERATIONS):
+        expected = np.maximum(pi @ expected_one, floor)
+        miss = np.log(expected) - log_found
+        gradient = expected_one @ (2.0 * miss / expected)
+        hessian = (expected_one * (2.0 * (1.0 - miss) / expected**2)) @ expected_one.T
+        new = damped_newton_step(gradient, np.ascontiguousarray((hessian + hessian.T) / 2.0), pi, _DAMPING)
+        change = float(np.abs(new - pi).sum())
+        pi = new
+        if change <= _MIN_CHANGE:
+            break
+    total_pi = float(pi.sum())
+    return pi / total_pi if total_pi > 0 else np.full(n_types, 1.0 / n_types)
+
+
+def platform_effect(
+    gene_totals: NDArray[np.int64], total: int, profiles: NDArray[np.float64], fitted_on: NDArray[np.int64]
+) -> PlatformEffect:
+    """Return exp(γ_g) = (b_g / N) / Σ_k π̄_k μ_kg of every shared gene (method section 2.3).
+
+    Parameters
+    ----------
+    gene_totals : (genes,), raw counts over all spots, all shared genes
+    total : N, raw counts of all spots over all genes
+    profiles : (types, genes), signatures over the same genes
+    fitted_on : indices of the genes the composition is fitted on (RCTD's platform list)
+    """
+    chosen = np.asarray(fitted_on, np.int64)
+    proportions = bulk_proportions(gene_totals[chosen], total, profiles[:, chosen])
+    expected = proportions @ profiles
+    usable = (expected > 0) & (gene_totals > 0)
+    effect = np.where(usable, gene_totals / max(total, 1) / np.where(expected > 0, expected, 1.0), 1.0)
+    return PlatformEffect(proportions, effect, int((~usable).sum()))

@@ -1,0 +1,119 @@
+"""Weights, quadratic programme, platform effect and overdispersion against plain optimisers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize, nnls
+
+from spatialscope_dist.celltypes.likelihood import likelihood_table, log_likelihoods
+from spatialscope_dist.celltypes.overdispersion import (
+    estimate_overdispersion,
+    minimise_on_grid,
+    overdispersion_grid,
+    sample_spots,
+)
+from spatialscope_dist.celltypes.platform_effect import bulk_proportions, platform_effect
+from spatialscope_dist.celltypes.quadratic import minimise_nonnegative, nearest_definite
+from spatialscope_dist.celltypes.weights import fit_weights, spot_log_likelihoods
+
+
+def _section(n_spots=60, n_types=4, n_genes=80, depth=800, noise=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    profiles = rng.gamma(0.4, 1.0, (n_types, n_genes))
+    profiles /= profiles.sum(1, keepdims=True)
+    truth = rng.dirichlet(np.full(n_types, 0.5), n_spots)
+    rates = depth * truth @ profiles * np.exp(noise * rng.normal(size=(n_spots, n_genes)))
+    counts = rng.poisson(rates)
+    return counts, np.full(n_spots, depth), profiles, truth
+
+
+@settings(deadline=None, max_examples=50)
+@given(n=st.integers(1, 7), seed=st.integers(0, 10_000))
+def test_minimise_nonnegative__scipy_nnls(n, seed):
+    rng = np.random.default_rng(seed)
+    design, target = rng.normal(size=(n + 3, n)), rng.normal(size=n + 3)
+    start = np.maximum(rng.normal(size=n), 0.0)
+    found = minimise_nonnegative(design.T @ design, design.T @ target, start)
+    assert np.allclose(found, nnls(design, target)[0], atol=1e-8)
+
+
+def test_nearest_definite__raises_small_eigenvalues_only():
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    for values in ([5.0, 1.0, -2.0], [3.0, 2.0, 1.0]):
+        found = nearest_definite(np.ascontiguousarray(vectors @ np.diag(values) @ vectors.T))
+        assert np.allclose(np.linalg.eigvalsh(found), np.sort(np.maximum(values, 1e-3)))
+
+
+def test_fit_weights__general_purpose_optimiser():
+    counts, totals, profiles, _ = _section(n_spots=6)
+    table = likelihood_table(0.3, max_count=int(counts.max()))
+    found = fit_weights(counts, totals, profiles, table)
+    assert found.converged.all()
+
+    def loss(w, spot):
+        rates = totals[spot] * np.maximum(w, 0) @ profiles
+        return -log_likelihoods(counts[spot].astype(float), rates, table)[:, 0].sum()
+
+    for spot in range(6):
+        best = minimize(loss, found.weights[spot], (spot,), bounds=[(0, None)] * 4, method="L-BFGS-B")
+        reached = -spot_log_likelihoods(counts, totals, profiles, found.weights, table)[spot]
+        assert reached == pytest.approx(loss(found.weights[spot], spot), abs=1e-6)
+        assert reached - best.fun < 0.02
+
+
+def test_fit_weights__recovers_composition_and_ignores_the_batch():
+    counts, totals, profiles, truth = _section()
+    table = likelihood_table(0.3, max_count=int(counts.max()))
+    whole = fit_weights(counts, totals, profiles, table).weights
+    parts = np.vstack(
+        [fit_weights(counts[i : i + 7], totals[i : i + 7], profiles, table).weights for i in range(0, 60, 7)]
+    )
+    assert np.array_equal(whole, parts)
+    assert np.abs(whole - truth).mean() < 0.05
+
+
+def test_estimate_overdispersion__near_the_truth():
+    counts, totals, profiles, _ = _section(n_spots=40, noise=0.4, depth=3000)
+    found = estimate_overdispersion(counts, totals, profiles, kind="normal", max_count=int(counts.max()))
+    assert 0.3 < found < 0.5
+
+
+def test_minimise_on_grid__finds_the_minimum():
+    for target in (0, 3, 60, 125):
+        assert minimise_on_grid(lambda p, t=target: (p - t) ** 2, 126, 75) == target
+    assert len(overdispersion_grid()) == 126
+
+
+def test_sample_spots__deep_spots_in_key_order():
+    totals, keys = np.array([10, 500, 400, 900]), np.array([1, 9, 2, 3])
+    assert sample_spots(keys, totals).tolist() == [1, 3]
+    many = sample_spots(np.arange(5000)[::-1].copy(), np.full(5000, 400))
+    assert many.tolist() == list(range(4000, 5000))
+
+
+def test_bulk_proportions__general_purpose_optimiser():
+    counts, totals, profiles, _ = _section()
+    b, n = counts.sum(0), int(totals.sum())
+    found = bulk_proportions(b, n, profiles)
+    used = b >= 10
+
+    def loss(pi):
+        return ((np.log(n * np.maximum(pi, 1e-9) @ profiles[:, used]) - np.log(b[used])) ** 2).sum()
+
+    best = minimize(loss, np.full(4, 0.25), bounds=[(1e-9, None)] * 4).x
+    assert np.allclose(found, best / best.sum(), atol=5e-3)
+
+
+def test_platform_effect__undoes_a_gene_wise_scale():
+    counts, totals, profiles, _ = _section(n_spots=300, noise=0.0)
+    scale = np.ones(80)
+    scale[::2] = 3.0
+    biased = profiles / scale
+    found = platform_effect(counts.sum(0), int(totals.sum()), biased, np.arange(80))
+    common = counts.sum(0) > 500
+    ratio = found.effect[common] / scale[common]
+    assert np.std(np.log(ratio)) < 0.25
+    assert platform_effect(np.zeros(80, int), 1, profiles, np.arange(80)).n_replaced == 80
