@@ -1,0 +1,154 @@
+"""Which estimator to use: held-out reference cells are put together into spots like the section's, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from spatialscope_dist.expression.allocation import SpotCells, exchangeable
+from spatialscope_dist.expression.baselines import BASELINES
+from spatialscope_dist.expression.model import ScoreModel
+from spatialscope_dist.expression.noise import chain_keys
+from spatialscope_dist.expression.samplers import sample
+from spatialscope_dist.options import DecomposeOptions
+from spatialscope_dist.randomness import generator, key_of
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Simulated spots and their cells' true expression, (cells, genes), reference counts."""
+
+    spots: SpotCells
+    truth: Float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The estimator to use, why, and each candidate's mean cosine."""
+
+    estimator: str
+    reason: str
+    cosines: dict[str, float] = field(default_factory=dict)
+    n_cells: int = 0
+
+
+def draw_cells(
+    compositions: Sequence[NDArray[np.int64]], pool: NDArray[np.intp], types: NDArray[np.integer], *, seed: int
+) -> list[NDArray[np.intp]]:
+    """Return reference cells for each composition, drawn without replacement within a spot.
+
+    Compositions that ask for more cells of a type than were held out are left out.
+
+    Parameters
+    ----------
+    compositions
+        per spot (cells,), index of each cell's type.
+    pool
+        row numbers of the held-out cells.
+    types
+        (reference cells,), index of the cell type.
+    seed
+        of the study.
+    """
+    by_type = {int(kind): pool[types[pool] == kind] for kind in np.unique(types[pool])}
+    none = np.empty(0, np.intp)
+    drawn = []
+    for number, composition in enumerate(compositions):
+        random = generator(seed, "draw_cells", number)
+        kinds, wanted = np.unique(composition, return_counts=True)
+        if all(len(by_type.get(int(kind), none)) >= n for kind, n in zip(kinds, wanted, strict=True)):
+            parts = [random.choice(by_type[int(k)], n, replace=False) for k, n in zip(kinds, wanted, strict=True)]
+            drawn.append(np.concatenate(parts))
+    return drawn
+
+
+def random_compositions(
+    sizes: Sequence[int], pool: NDArray[np.intp], types: NDArray[np.integer], *, seed: int
+) -> list[NDArray[np.int64]]:
+    """Return compositions of the given sizes, types as frequent as among the held-out cells."""
+    out = []
+    for number, size in enumerate(sizes):
+        random = generator(seed, "random_compositions", number)
+        out.append(np.sort(types[random.choice(pool, min(size, len(pool)), replace=False)]).astype(np.int64))
+    return out
+
+
+def rehearse(
+    cells: Float, types: NDArray[np.integer], *, n_cells: NDArray[np.integer], exposure: Float, seed: int
+) -> Rehearsal:
+    """Return simulated spots: the cells' counts added up and measured at the section's exposure.
+
+    Parameters
+    ----------
+    cells
+        (cells, genes), raw counts of held-out cells, spot after spot.
+    types
+        (cells,), index of the cell type.
+    n_cells
+        (spots,), cells of each spot.
+    exposure
+        (genes,), counts measured per reference count: the fractional part is a binomial draw.
+    seed
+        of the study.
+    """
+    first = np.r_[0, np.cumsum(n_cells)].astype(np.int64)
+    totals = np.add.reduceat(np.rint(cells).astype(np.int64), first[:-1], axis=0)
+    whole = np.floor(exposure)
+    random = generator(seed, "rehearse")
+    counts = totals * whole.astype(np.int64) + random.binomial(totals, np.clip(exposure - whole, 0, 1))
+    keys = np.array([key_of("rehearse", number) for number in range(len(n_cells))], np.int64)
+    spots = SpotCells(counts.astype(np.float32), first, types.astype(np.int64), chain_keys(seed, keys), exposure)
+    return Rehearsal(spots, cells.astype(np.float32))
+
+
+def cell_cosines(mean: Float, rehearsal: Rehearsal) -> NDArray[np.float64]:
+    """Return the cosine of estimate and truth of every cell that counts, (scored cells,).
+
+    Cells of one spot and type carry no name, so within such a group estimates are matched to the truth first.
+    Cells alone in their spot are scored only when no spot holds several, then on the genes not measured.
+    """
+    spots = rehearsal.spots
+    several = spots.n_cells[spots.spot] > 1
+    hidden = spots.exposure == 0
+    genes = hidden if hidden.any() and not several.any() else np.ones(len(hidden), bool)
+    guess, truth = _unit(mean[:, genes]), _unit(rehearsal.truth[:, genes])
+    order = np.arange(len(guess))
+    for group in exchangeable(spots):
+        order[group] = group[linear_sum_assignment(-(truth[group] @ guess[group].T))[1]]
+    cosines = (guess[order] * truth).sum(axis=1)
+    return np.asarray(cosines[several if several.any() else slice(None)])
+
+
+def choose(rehearsal: Rehearsal, model: ScoreModel, options: DecomposeOptions) -> Choice:
+    """Return the estimator with the best mean cosine; the model only when it beats every baseline.
+
+    The model wins when its mean paired gain over the best baseline exceeds the standard error of that gain.
+    """
+    spots = rehearsal.spots
+    means = {name: baseline(spots, model.profiles).mean for name, baseline in BASELINES.items()}
+    means["model"] = sample(spots, model, options).mean
+    scores = {name: cell_cosines(np.nan_to_num(mean), rehearsal) for name, mean in means.items()}
+    cosines = {name: float(score.mean()) for name, score in scores.items()}
+    best = max(BASELINES, key=lambda name: cosines[name])
+    gain = scores["model"] - scores[best]
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
+    compared = (
+        f"model {cosines['model']:.4f} against {best} {cosines[best]:.4f} "
+        f"(gain {gain.mean():+.4f} ± {error:.4f}, mean cosine of {len(gain)} held-out cells)"
+    )
+    if options.estimator != "auto":
+        return Choice(options.estimator, f"set by decompose.estimator; {compared}", cosines, len(gain))
+    if gain.mean() > error:
+        return Choice("model", f"best on simulated spots: {compared}", cosines, len(gain))
+    return Choice(best, f"the model does not beat it on simulated spots: {compared}", cosines, len(gain))
+
+
+def _unit(values: Float) -> NDArray[np.float64]:
+    wide = values.astype(np.float64)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12))

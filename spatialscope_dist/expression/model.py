@@ -1,0 +1,158 @@
+"""The trained model as one self-contained thing: what it is made of, and its two files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.expression.profiles import ReferenceProfiles
+from spatialscope_dist.expression.score_network import NetworkShape, denoise
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FORMAT = 1
+_PROFILE, _WEIGHT = "profile.", "network."
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """A conditional score model and the reference profiles it was trained on.
+
+    Attributes
+    ----------
+    genes, types
+        names, in the order of the arrays.
+    shape
+        sizes of the network.
+    noise_range
+        smallest and largest trained noise level, in units of the data's sd.
+    profiles
+        statistics of the training cells per type.
+    parameters
+        averaged (EMA) weights by name, float32.
+    training
+        seed, held-out share, steps, losses, versions: how it came about.
+    """
+
+    genes: tuple[str, ...]
+    types: tuple[str, ...]
+    shape: NetworkShape
+    noise_range: tuple[float, float]
+    profiles: ReferenceProfiles
+    parameters: Mapping[str, NDArray[np.float32]]
+    training: Mapping[str, Any]
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights as torch tensors."""
+        import torch
+
+        return {name: torch.from_numpy(np.array(values)) for name, values in self.parameters.items()}
+
+    def denoiser(self, types: NDArray[np.int64], *, device: torch.device | None = None) -> Denoiser:
+        """Return the denoiser of rows whose cell types are `types`, (rows,)."""
+        import torch
+
+        return Denoiser(
+            {name: tensor.to(device) for name, tensor in self.tensors.items()},
+            torch.from_numpy(np.array(types, np.int64)).to(device),
+            torch.from_numpy(np.array(self.profiles.mean_log)).to(device),
+            self.noise_range,
+        )
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The network for a fixed set of rows; call it with noisy values and one noise level."""
+
+    parameters: Mapping[str, Tensor]
+    types: Tensor
+    profiles: Tensor
+    noise_range: tuple[float, float]
+
+    def __call__(self, noisy: Tensor, level: float) -> Tensor:
+        """Return the expected noiseless value, (rows, genes), units of the data's sd, at one noise level.
+
+        Beyond the trained range the input is brought to the nearest trained level: above it hardly anything is
+        left of the signal, below it hardly anything of the noise.
+        """
+        import torch
+
+        trained = min(max(level, self.noise_range[0]), self.noise_range[1])
+        scaled = noisy if level <= trained else noisy * ((trained**2 + 1) ** 0.5 / (level**2 + 1) ** 0.5)
+        levels = torch.full((len(noisy), 1), trained, dtype=noisy.dtype, device=noisy.device)
+        with torch.no_grad():
+            return denoise(self.parameters, scaled, level=levels, types=self.types, profiles=self.profiles)
+
+
+def pack_model(model: ScoreModel) -> tuple[bytes, dict[str, Any]]:
+    """Return the contents of weights.safetensors and model.json; no pickle anywhere."""
+    from safetensors.numpy import save
+
+    tensors = {_WEIGHT + name: np.ascontiguousarray(values) for name, values in model.parameters.items()}
+    tensors |= {_PROFILE + name: np.ascontiguousarray(values) for name, values in model.profiles.arrays().items()}
+    weights = save(tensors)
+    document = {
+        "format": FORMAT,
+        "genes": list(model.genes),
+        "types": list(model.types),
+        "network": asdict(model.shape),
+        "noise_range": list(model.noise_range),
+        "data_scale": float(model.profiles.scale[0]),
+        "mu": [[float(str(value)) for value in row] for row in model.profiles.mean_log],
+        "mean_total_counts": [float(total) for total in model.profiles.mean_counts.sum(axis=1)],
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training": dict(model.training),
+    }
+    return weights, document
+
+
+def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ScoreModel:
+    """Return the model of the two files' contents.
+
+    Raises
+    ------
+    BadInput
+        When the files are of another format or do not belong together.
+    """
+    from safetensors.numpy import load
+
+    if document.get("format") != FORMAT:
+        remedy = "Train again with this version: spatialscope run STUDY --from train."
+        raise BadInput(Problem("model.json", f"format {document.get('format')!r}", f"format {FORMAT}", remedy))
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != document["weights_sha256"]:
+        remedy = "Copy both files of one trained model."
+        raise BadInput(Problem("weights.safetensors", f"SHA-256 {digest[:12]}…", "the one in model.json", remedy))
+    tensors = load(weights)
+    low, high = document["noise_range"]
+    return ScoreModel(
+        tuple(document["genes"]),
+        tuple(document["types"]),
+        NetworkShape(**document["network"]),
+        (low, high),
+        ReferenceProfiles(**{n.removeprefix(_PROFILE): v for n, v in tensors.items() if n.startswith(_PROFILE)}),
+        {n.removeprefix(_WEIGHT): v for n, v in tensors.items() if n.startswith(_WEIGHT)},
+        document["training"],
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(folder: Path, weights_sha256: str) -> ScoreModel:
+    """Return the model in a folder; kept in the process under its path and the hash of its weights."""
+    document = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if document.get("weights_sha256") != weights_sha256:
+        remedy = "Run train again, or put the model back."
+        raise BadInput(Problem(str(folder / "model.json"), "another model", f"weights {weights_sha256[:12]}…", remedy))
+    return unpack_model((folder / "weights.safetensors").read_bytes(), document)

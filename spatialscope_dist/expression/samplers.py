@@ -1,0 +1,237 @@
+"""Posterior samplers: the cells of a spot given its counts and the score model, eq. (10)-(12).
+
+Both work on micro-batches of whole spots padded to one fixed number of cells, draw every random number by
+(seed, spot, rank, chain, step, gene), and add up cells in order of rank: the result of a spot does not depend
+on the spots computed beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.expression.allocation import Estimate, SpotCells, combine_chains, sum_cells
+from spatialscope_dist.expression.model import ScoreModel
+from spatialscope_dist.expression.noise import falling_levels, geometric_levels, keyed_normals, keyed_normals_torch
+from spatialscope_dist.options import DecomposeOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_CELLS_PER_BATCH = 64
+_FIRST_LEVEL, _LAST_LEVEL = 20.0, 0.05
+
+
+def sample(
+    spots: SpotCells, model: ScoreModel, options: DecomposeOptions, *, device: torch.device | None = None
+) -> Estimate:
+    """Return posterior mean and sd of every cell, (cells, genes) reference counts, by the sampler of the options."""
+    mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
+    sd = np.empty_like(mean)
+    sampler = _preconditioned if options.sampler == "preconditioned" else _langevin
+    for cells, part in spots.batches(_CELLS_PER_BATCH):
+        if len(part.types):
+            mean[cells], sd[cells] = sampler(_batch(part, model, device=device), options)
+    return Estimate(mean, sd)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Whole spots on a device; `cells` rows are padded to a fixed multiple."""
+
+    spots: SpotCells
+    model: ScoreModel
+    padded: SpotCells
+    mean_log: Tensor  # (cells, genes)
+    ceiling: Tensor  # (genes,)
+    floor: Tensor  # (cells, genes)
+    measured: Tensor  # (spots, genes)
+    exposure: Tensor  # (genes,)
+    keys: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+    def normals(self, step: int, *, n_chains: int) -> Tensor:
+        """Return the keyed draws of a step, (chains, cells, genes)."""
+        import torch
+
+        sizes = {"n_chains": n_chains, "step": step, "n_genes": self.mean_log.shape[1]}
+        if self.mean_log.device.type == "cpu":
+            return torch.from_numpy(keyed_normals(self.keys, self.ranks, **sizes))
+        there = self.mean_log.device
+        keys, ranks = torch.from_numpy(self.keys).to(there), torch.from_numpy(self.ranks).to(there)
+        return keyed_normals_torch(keys, ranks, **sizes)
+
+    def denoiser(self, *, n_chains: int) -> Callable[[Tensor, float], Tensor]:
+        """Return the denoiser of (chains, cells, genes) at a level, in units of the data's sd."""
+        network = self.model.denoiser(np.tile(self.padded.types, n_chains), device=self.mean_log.device)
+
+        def restored(noisy: Tensor, level: float) -> Tensor:
+            rows = noisy.reshape(-1, noisy.shape[-1])  # (chains * cells, genes): one fixed shape
+            return network(rows, level).reshape(noisy.shape)
+
+        return restored
+
+    def rates(self, logs: Tensor) -> Tensor:
+        """Return expected counts, (chains, cells, genes), of log1p values, kept within what the reference knows."""
+        import torch
+
+        return torch.maximum(torch.expm1(torch.minimum(logs, self.ceiling)), self.floor)
+
+    def fill_in(self, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance, (chains, cells, genes): `allocation.fill_in` on the device."""
+        spot = self.spots.spot
+        n_cells = len(spot)
+        share = rates / 1.0
+        total = sum_cells(rates[:, :n_cells], self.spots)
+        share[:, :n_cells] = rates[:, :n_cells] / total[:, spot]
+        measured = share.new_zeros(rates.shape[1:])
+        measured[:n_cells] = self.measured[spot]
+        per_count = self.exposure.clamp(min=1.0)
+        captured, unseen = measured * share / per_count, (1.0 - self.exposure).clamp(min=0.0) * rates
+        return captured + unseen, captured * (1 - share) / per_count + unseen
+
+    def finish(self, means: Tensor, variances: Tensor) -> Estimate:
+        """Return mean and sd of the real cells over the chains."""
+        n_cells = len(self.spots.types)
+        return combine_chains(means[:, :n_cells].cpu().numpy(), variances[:, :n_cells].cpu().numpy(), self.spots)
+
+
+def _batch(spots: SpotCells, model: ScoreModel, *, device: torch.device | None) -> _Batch:
+    import torch
+
+    extra = -len(spots.types) % _CELLS_PER_BATCH
+    types = np.concatenate([spots.types, np.zeros(extra, np.int64)])
+    zeros = np.zeros(extra, np.int64)
+
+    def put(values: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
+
+    profiles = model.profiles
+    return _Batch(
+        spots=spots,
+        model=model,
+        padded=SpotCells(spots.counts, spots.first, types, spots.keys, spots.exposure),
+        mean_log=put(profiles.mean_log[types]),
+        ceiling=put(profiles.ceiling),
+        floor=put(1e-3 * profiles.mean_counts[types] + 1e-6),
+        measured=put(np.where(spots.exposure > 0, spots.counts, 0)),
+        exposure=put(spots.exposure),
+        keys=np.concatenate([spots.keys[spots.spot], zeros]),
+        ranks=np.concatenate([spots.rank, zeros]),
+    )
+
+
+def _preconditioned(batch: _Batch, options: DecomposeOptions) -> Estimate:
+    """Denoise, make the cells add up to what was measured, put fresh noise on, at falling levels.
+
+    The levels and the preconditioned denoiser are those of Karras et al. 2022; denoising followed by a step
+    towards the data and re-noising is DiffPIR (Zhu et al. 2023), the step here being the exact split of the
+    measured counts in proportion to the denoised expression.
+    """
+    n_chains, scale = options.n_chains, float(batch.model.profiles.scale[0])
+    levels = falling_levels(options.n_steps, largest=_FIRST_LEVEL, smallest=_LAST_LEVEL).tolist()
+    restored = batch.denoiser(n_chains=n_chains)
+    noisy = levels[0] * batch.normals(0, n_chains=n_chains)  # (chains, cells, genes)
+    for step, level in enumerate(levels):
+        rates = batch.rates(restored(noisy, level) * scale + batch.mean_log)
+        means, variances = batch.fill_in(rates)
+        if step + 1 < len(levels):
+            clean = (means.log1p() - batch.mean_log) / scale
+            noisy = clean + levels[step + 1] * batch.normals(step + 1, n_chains=n_chains)
+    return batch.finish(means, variances)
+
+
+def _langevin(batch: _Batch, options: DecomposeOptions) -> Estimate:
+    """Algorithm 1: annealed Langevin dynamics on log1p - mu_k with the spot's counts as guidance.
+
+    The target is the measured count per exposure: y / exp(gamma), scaled to the reference's depth.
+    """
+    scale = float(batch.model.profiles.scale[0])
+    n_chains, n_cells = options.langevin_chains, len(batch.spots.types)
+    restored, spot = batch.denoiser(n_chains=n_chains), batch.spots.spot
+    seen = (batch.exposure > 0).float()
+    target = batch.measured / batch.exposure.clamp(min=1e-12) * seen
+
+    def score(x: Tensor, level: float) -> Tensor:
+        return (restored(x / scale, level / scale) * scale - x) / level**2
+
+    def guidance(x: Tensor, level: float) -> Tensor:
+        slope = (x + batch.mean_log).exp()  # d expm1(x + mu) / dx
+        gap = (target - sum_cells(slope[:, :n_cells] - 1, batch.spots)) * seen
+        gradient = x.new_zeros(x.shape)
+        limit = 1.0 if options.langevin_clip else float("inf")
+        gradient[:, :n_cells] = gap[:, spot].clamp(-limit, limit) * slope[:, :n_cells] / level
+        return gradient.clamp(-2 * limit, 2 * limit)
+
+    x = anneal(
+        score,
+        guidance,
+        batch.mean_log.new_zeros((n_chains, *batch.mean_log.shape)),
+        schedule=Schedule(
+            geometric_levels(
+                options.langevin_levels, largest=options.langevin_noise_max, smallest=options.langevin_noise_min
+            ),
+            options.langevin_steps,
+            options.langevin_step_size,
+            options.langevin_final_step,
+        ),
+        normals=lambda step: batch.normals(step, n_chains=n_chains),
+    )
+    rates = (x + batch.mean_log).expm1().clamp(min=0.0)
+    return batch.finish(rates, batch.fill_in(rates + batch.floor)[1])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings of annealed Langevin dynamics."""
+
+    levels: NDArray[np.float64]
+    steps_per_level: int
+    step_ratio: float  # step size over squared noise level
+    final_step: bool = False
+
+
+def anneal(
+    score: Callable[[Any, float], Any],
+    guidance: Callable[[Any, float], Any],
+    start: Any,
+    *,
+    schedule: Schedule,
+    normals: Callable[[int], Any],
+) -> Any:
+    """Return the last state of annealed Langevin dynamics, SpatialScope Algorithm 1 (Song & Ermon 2019).
+
+    At each level x += eta (score + guidance) + sqrt(2 eta) noise, eta = step_ratio * level². The optional final
+    step adds level² * score without noise.
+
+    Parameters
+    ----------
+    score, guidance
+        gradients of the log prior at a noise level and of the log likelihood, same shape as the state.
+    start
+        initial state.
+    schedule
+        levels, steps and step size.
+    normals
+        standard normal draws of a numbered step.
+    """
+    x, step = start, 0
+    for level in schedule.levels.tolist():
+        size = schedule.step_ratio * level**2
+        for _ in range(schedule.steps_per_level):
+            x = x + size * (score(x, level) + guidance(x, level)) + (2 * size) ** 0.5 * normals(step)
+            step += 1
+    if schedule.final_step:
+        x = x + level**2 * score(x, level)
+    return x
+
+
+def failed_spots(estimate: Estimate, spots: SpotCells) -> NDArray[np.bool_]:
+    """Return which spots, (spots,), have a cell whose estimate is not a number."""
+    bad = ~(np.isfinite(estimate.mean).all(axis=1) & np.isfinite(estimate.sd).all(axis=1))
+    return np.bincount(spots.spot[bad], minlength=len(spots.counts)) > 0
