@@ -109,7 +109,8 @@ class TrainOptions(StageOptions):
     noise_min: float = Field(0.02, gt=0, description="smallest noise level, in units of the data's sd")
     noise_max: float = Field(20.0, gt=0, description="largest noise level, in units of the data's sd")
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of reference cells for early stopping")
-    checkpoint_every_steps: int = Field(200, ge=1)
+    check_every_steps: int = Field(100, ge=1, description="steps between evaluations on held-out cells")
+    checkpoint_every_steps: int = Field(200, ge=1, description="steps between checkpoints; never changes the result")
     patience_checks: int = Field(4, ge=1, description="held-out evaluations without gain before stopping")
 
 
@@ -130,7 +131,10 @@ class DecomposeOptions(StageOptions):
     langevin_chains: int = Field(3, ge=2)
     langevin_noise_max: float = Field(50.0, gt=0)
     langevin_noise_min: float = Field(0.01, gt=0)
-    langevin_clip: bool = Field(False, description="clip residual to ±1 and gradient to ±2, as the authors' program")
+    langevin_clip: bool = Field(
+        default=False, description="clip residual to ±1 and gradient to ±2, as the authors' program"
+    )
+    langevin_final_step: bool = Field(default=False, description="one more noiseless step, as the authors' program")
     rows_per_shard: int = Field(1024, ge=16, description="cells per output shard = per task; never changes the result")
     calibration_spots: int = Field(
         120, ge=10, description="spots simulated from held-out reference cells to choose the estimator"
