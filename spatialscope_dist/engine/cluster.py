@@ -125,13 +125,13 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
         options: dict[str, Any] = {
             "nthreads": 1,
             "memory_limit": settings.memory_limit_bytes,
-            "dashboard_address": None,
+            "dashboard_address": "127.0.0.1:0",
             "env": _environment(number if gpus and count_gpus() else None),
         }
         if gpus:
             options["resources"] = {"GPU": 1}
         specs[number] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": None}}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
     return Client(SpecCluster(workers=specs, scheduler=scheduler, silence_logs=40))
 
 
