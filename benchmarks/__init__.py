@@ -1,0 +1,1 @@
+"""Benchmarks: figures of quality, time and memory, kept as JSON in results/."""
