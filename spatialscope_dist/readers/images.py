@@ -1,0 +1,373 @@
+"""Histology images, read by region: tiff, ome-tiff, svs and other slides, zarr; jpg and png whole.
+
+Regions are (c, y, x) in source pixels. RGBA loses its alpha. Images hold open files and do not
+pickle: a worker opens the path again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import weakref
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.geometry.tiles import Box, shard_boxes
+from spatialscope_dist.readers.pixel_sizes import aperio_um, ngff_um, ome_um, tiff_um
+
+Pixels = NDArray[np.integer[Any]]
+
+RASTER = (".jpg", ".jpeg", ".png", ".bmp")
+TIFF = (".tif", ".tiff", ".svs", ".btf", ".qptiff")
+VENDOR = (".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi")
+DTYPES = ("uint8", "uint16")
+MAX_CHUNK_BYTES = 64_000_000
+VIEW_PIXEL_SIZE_UM = 2.0
+VIEW_SMALLEST_PX = 1024
+_READ_PIXELS = 8_000_000
+
+
+class LazyImage(ABC):
+    """An image of which nothing but the header has been read.
+
+    Attributes
+    ----------
+    path : Path
+    format : str
+        "tiff", "openslide", "zarr" or "raster".
+    shape : tuple of int
+        (channels, height, width).
+    dtype : numpy.dtype
+        uint8 or uint16.
+    pixel_size_um : float or None
+        µm per pixel by the file's metadata.
+    is_tiled : bool
+        Whether regions can be read without decoding the whole image.
+    """
+
+    format: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    pixel_size_um: float | None = None
+    is_tiled: bool = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> Pixels:
+        """Return the pixels of rows y0 ≤ y < y1 and columns x0 ≤ x < x1, (channels, y, x).
+
+        Raises
+        ------
+        BadInput
+            When the file is damaged there.
+        """
+        with _refusing_damage(self.path):
+            return np.ascontiguousarray(self._read(Box(y0, y1, x0, x1)))
+
+    @abstractmethod
+    def _read(self, box: Box) -> Pixels: ...
+
+
+def open_image(path: Path) -> LazyImage:
+    """Return the image at `path`, its header read.
+
+    Raises
+    ------
+    BadInput
+        When there is no file, it is no image, is damaged, or holds something other than one
+        8- or 16-bit plane of 1 to 4 channels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(Problem(str(path), "no file", "an image", "Check the path."))
+    with _refusing_damage(path):
+        image = _opener(path)(path)
+    if image.dtype.name not in DTYPES:
+        remedy = "Convert the image to 8 bits per channel."
+        raise BadInput(Problem(str(path), f"{image.dtype.name} pixels", "8- or 16-bit integers", remedy))
+    return image
+
+
+def _opener(path: Path) -> type[LazyImage]:
+    suffix = path.suffix.lower()
+    if path.is_dir() and suffix != ".mrxs":
+        return ZarrImage
+    if suffix in RASTER:
+        return RasterImage
+    if suffix in TIFF:
+        return TiffImage
+    if suffix in VENDOR:
+        return OpenSlideImage
+    known = ", ".join((*RASTER, *TIFF, ".zarr", *VENDOR))
+    raise BadInput(Problem(str(path), f"a file ending in '{suffix}'", f"one of {known}", "Convert the image."))
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    import tifffile
+
+    damage = (OSError, EOFError, SyntaxError, RuntimeError, ValueError, LookupError, struct.error, zlib.error)
+    try:
+        yield
+    except (*damage, tifffile.TiffFileError) as error:
+        found = f"a damaged or unreadable image ({error})"
+        remedy = "Copy or export the image again; `spatialscope check` tells whether it is whole."
+        raise BadInput(Problem(str(path), found, "a whole image file", remedy)) from error
+
+
+class TiffImage(LazyImage):
+    """A TIFF, OME-TIFF or SVS through tifffile; the first series at full resolution."""
+
+    format = "tiff"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        import tifffile
+
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+        self._file = tifffile.TiffFile(path)
+        weakref.finalize(self, self._file.close)
+        series = self._file.series[0]
+        page = series.keyframe
+        self._require_whole()
+        self._axes = series.axes
+        self._pixels = _open_zarr(series.aszarr(level=0, maxworkers=1))
+        lengths = dict(zip(self._axes, self._pixels.shape, strict=True))
+        planes = {axis: length for axis, length in lengths.items() if axis not in "YXSC" and length > 1}
+        channels = lengths.get("S", 1) * lengths.get("C", 1)
+        if planes or channels > 4 or page.photometric.name == "PALETTE":
+            found = f"a {page.photometric.name} image of axes {self._axes} {self._pixels.shape}"
+            remedy = "Export one RGB plane."
+            raise BadInput(Problem(str(path), found, "one plane of 1 to 4 channels", remedy))
+        self.shape = (3 if channels == 4 else channels, lengths["Y"], lengths["X"])
+        self.dtype = np.dtype(self._pixels.dtype)
+        self.is_tiled = int(np.prod(self._pixels.chunks)) * self.dtype.itemsize <= MAX_CHUNK_BYTES
+        self.pixel_size_um = self._pixel_size()
+
+    def _require_whole(self) -> None:
+        size = self.path.stat().st_size
+        for page in self._file.series[0].levels[0].pages:
+            ends = np.add(page.dataoffsets, page.databytecounts) if page is not None else np.zeros(1)
+            if len(ends) and int(ends.max()) > size:
+                raise ValueError(f"the file ends at byte {size}, its pixels at byte {int(ends.max())}")
+
+    def _pixel_size(self) -> float | None:
+        page = self._file.series[0].keyframe
+        description = page.description or ""
+        if self._file.is_ome:
+            return ome_um(self._file.ome_metadata or "")
+        return aperio_um(description) or tiff_um(
+            description, page.resolution[0], page.resolutionunit.name, is_imagej=self._file.is_imagej
+        )
+
+    def _read(self, box: Box) -> Pixels:
+        index = tuple(
+            {"Y": box.slices[0], "X": box.slices[1]}.get(axis, slice(None) if axis in "SC" else 0)
+            for axis in self._axes
+        )
+        block = np.asarray(self._pixels[index])
+        kept = [axis for axis in self._axes if axis in "YXSC"]
+        order = [kept.index(axis) for axis in ("S", "C", "Y", "X") if axis in kept]
+        planes: Pixels = block.transpose(order).reshape(-1, *box.shape)
+        return planes[: self.shape[0]]
+
+
+class OpenSlideImage(LazyImage):
+    """A vendor's slide through OpenSlide, full resolution, RGB."""
+
+    format = "openslide"
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        import openslide
+
+        try:
+            self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideError as error:
+            raise ValueError(str(error)) from error
+        weakref.finalize(self, self._slide.close)
+        width, height = self._slide.dimensions
+        self.shape = (3, height, width)
+        size = self._slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
+        self.pixel_size_um = float(size) if size else None
+
+    def _read(self, box: Box) -> Pixels:
+        import openslide
+
+        try:
+            region = self._slide.read_region((box.x0, box.y0), 0, box.shape[::-1])
+        except openslide.OpenSlideError as error:
+            raise ValueError(str(error)) from error
+        return np.asarray(region)[..., :3].transpose(2, 0, 1)
+
+
+class ZarrImage(LazyImage):
+    """A Zarr array (c, y, x) or (y, x), or the full-resolution level of an OME-NGFF group."""
+
+    format = "zarr"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        node = _open_zarr(str(path))
+        axes: list[str] = []
+        if not hasattr(node, "shape"):
+            attributes: dict[str, Any] = dict(node.attrs)
+            scales: Any = attributes.get("ome", attributes)["multiscales"][0]
+            axes = [axis["name"] if isinstance(axis, dict) else axis for axis in scales.get("axes", ())]
+            self.pixel_size_um = ngff_um(scales)
+            node = node[scales["datasets"][0]["path"]]
+        self._axes = axes or list(node.metadata.dimension_names or "cyx"[-node.ndim :])
+        lengths = dict(zip(self._axes, node.shape, strict=True))
+        if any(length > 1 for axis, length in lengths.items() if axis not in "yxc"):
+            raise ValueError(f"axes {self._axes} of lengths {node.shape}: one plane is expected")
+        channels = lengths.get("c", 1)
+        self._pixels = node
+        self.shape = (3 if channels == 4 else channels, lengths["y"], lengths["x"])
+        self.dtype = np.dtype(node.dtype)
+
+    def _read(self, box: Box) -> Pixels:
+        slices = {"y": box.slices[0], "x": box.slices[1], "c": slice(0, self.shape[0])}
+        block = np.asarray(self._pixels[tuple(slices.get(axis, 0) for axis in self._axes)])
+        kept = [axis for axis in self._axes if axis in "cyx"]
+        return block.transpose([kept.index(axis) for axis in "cyx" if axis in kept]).reshape(-1, *box.shape)
+
+
+def _open_zarr(store: Any) -> Any:
+    import zarr
+
+    return zarr.open(store, mode="r")
+
+
+class RasterImage(LazyImage):
+    """A JPEG, PNG or BMP: only the whole image can be decoded, so it is decoded once and kept by `decoded_blocks`."""
+
+    format = "raster"
+    is_tiled = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        _require_end(path)
+        with _open_raster(path) as picture:
+            mode = picture.mode
+            self.shape = (1 if mode in ("L", "1", "I;16") else 3, picture.height, picture.width)
+        self.dtype = np.dtype(np.uint16 if mode == "I;16" else np.uint8)
+
+    def _read(self, box: Box) -> Pixels:
+        return self._crops([box])[0]
+
+    def _crops(self, boxes: list[Box]) -> list[Pixels]:
+        with _open_raster(self.path) as picture:
+            return [self._crop(picture, box) for box in boxes]
+
+    def _crop(self, picture: Any, box: Box) -> Pixels:
+        region = picture.crop((box.x0, box.y0, box.x1, box.y1))
+        if self.dtype == np.uint8:
+            region = region.convert("L" if self.shape[0] == 1 else "RGB")
+        pixels = np.asarray(region).astype(self.dtype, copy=False)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def blocks(self, size: int) -> Iterator[tuple[Box, Pixels]]:
+        """Return every block of edge `size`, the image being decoded once."""
+        with _refusing_damage(self.path), _open_raster(self.path) as picture:
+            for box in shard_boxes((self.shape[1], self.shape[2]), size):
+                yield box, np.ascontiguousarray(self._crop(picture, box))
+
+
+@contextlib.contextmanager
+def _open_raster(path: Path) -> Iterator[Any]:
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _require_end(path: Path) -> None:
+    marks = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}
+    mark = marks.get(path.suffix.lower())
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 65536))
+        if mark is not None and mark not in handle.read():
+            raise ValueError("the file is cut off before the image ends")
+
+
+def decoded_blocks(image: LazyImage, *, size: int = 2048) -> Iterator[tuple[Box, Pixels]]:
+    """Return every (box, (channels, y, x) pixels) of edge `size`, row by row, for writing an image to Zarr.
+
+    An image that cannot be read by region is decoded once, whole: height × width × channels bytes.
+
+    Raises
+    ------
+    BadInput
+        When the file is damaged.
+    """
+    if isinstance(image, RasterImage):
+        yield from image.blocks(size)
+        return
+    shape = image.shape[1], image.shape[2]
+    whole = None if image.is_tiled else image.read(0, shape[0], 0, shape[1])
+    for box in shard_boxes(shape, size):
+        yield box, (image.read(*box) if whole is None else whole[:, box.slices[0], box.slices[1]])
+
+
+def viewing_factors(shape: tuple[int, int], *, pixel_size_um: float) -> tuple[int, ...]:
+    """Return source pixels per pixel of each viewing level, finest (≥ 2 µm, or the image itself) first.
+
+    Examples
+    --------
+    >>> viewing_factors((9923, 9272), pixel_size_um=0.688)
+    (3, 6, 12)
+    >>> viewing_factors((600, 569), pixel_size_um=17.0)
+    (1,)
+    """
+    factors = [max(1, int(np.ceil(VIEW_PIXEL_SIZE_UM / pixel_size_um - 1e-6)))]
+    while max(shape) / factors[-1] > VIEW_SMALLEST_PX:
+        factors.append(factors[-1] * 2)
+    return tuple(factors)
+
+
+def viewing_shape(shape: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Return (height, width) of an image reduced by `factor`."""
+    return -(-shape[0] // factor), -(-shape[1] // factor)
+
+
+def viewing_blocks(image: LazyImage, factor: int, *, size: int = 1024) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    """Return the blocks (box in level pixels, (channels, y, x) uint8) of the image reduced by area mean.
+
+    16-bit images keep their upper 8 bits. Memory is one block and a few million source pixels.
+    """
+    height, width = image.shape[1], image.shape[2]
+    for box in shard_boxes(viewing_shape((height, width), factor), size):
+        rows = max(1, _READ_PIXELS // (factor * factor * box.shape[1]))
+        strips = []
+        for y0 in range(box.y0, box.y1, rows):
+            y1 = min(y0 + rows, box.y1)
+            source = image.read(y0 * factor, min(y1 * factor, height), box.x0 * factor, min(box.x1 * factor, width))
+            strips.append(_area_mean(source, factor))
+        mean = np.concatenate(strips, axis=1)
+        yield box, (mean / (257 if image.dtype == np.uint16 else 1)).round().astype(np.uint8)
+
+
+def _area_mean(block: Pixels, factor: int) -> NDArray[np.float64]:
+    tops, lefts = (np.arange(0, length, factor) for length in block.shape[1:])
+    sums = np.add.reduceat(np.add.reduceat(block.astype(np.float64), tops, axis=1), lefts, axis=2)
+    tall, wide = (
+        np.minimum(starts + factor, length) - starts
+        for starts, length in zip((tops, lefts), block.shape[1:], strict=True)
+    )
+    mean: NDArray[np.float64] = sums / (tall[:, None] * wide[None, :])
+    return mean
