@@ -132,7 +132,9 @@ class DecomposeOptions(StageOptions):
     langevin_noise_max: float = Field(50.0, gt=0)
     langevin_noise_min: float = Field(0.01, gt=0)
     langevin_clip: bool = Field(
-        default=False, description="clip residual to ±1 and gradient to ±2, as the authors' program"
+        default=True,
+        description="clip residual to ±1 and gradient to ±2, as the authors' program; without it the dynamics diverge "
+        "on counts (every spot fails)",
     )
     langevin_final_step: bool = Field(default=False, description="one more noiseless step, as the authors' program")
     rows_per_shard: int = Field(1024, ge=16, description="cells per output shard = per task; never changes the result")
@@ -145,8 +147,10 @@ class InteractOptions(StageOptions):
     """Ligand-receptor interactions of touching cells (Giotto spatCellCellcom)."""
 
     pairs: str | None = Field(None, description="CSV with a ligand and a receptor column")
-    n_permutations: int = Field(500, ge=10)
-    max_edge_um: float = Field(100.0, gt=0, description="longer Delaunay edges are not contacts")
+    n_permutations: int = Field(500, ge=10, description="permutations of cells within their type (Giotto: 500-1000)")
+    max_edge_um: float = Field(
+        40.0, gt=0, description="longer Delaunay edges, for example across gaps, are not contacts"
+    )
     min_cells: int = Field(10, ge=1, description="cells of each type touching the other, at least")
 
 
@@ -154,13 +158,16 @@ class VariableOptions(StageOptions):
     """Spatially variable genes (SPARK-X)."""
 
     min_cells: int = Field(10, ge=1, description="genes expressed in fewer spots are not tested")
+    adjust_depth: bool = Field(
+        default=True, description="project total counts out of genes and coordinates; false as SPARK-X was published"
+    )
 
 
 class DifferentialOptions(StageOptions):
     """Cell-type-specific spatial differential expression (C-SIDE, non-parametric)."""
 
-    n_basis: int = Field(15, ge=3, description="smooth basis functions")
-    min_cells_per_type: int = Field(30, ge=1)
+    n_basis: int = Field(15, ge=3, description="smooth basis functions; fewer when a section has few spots")
+    min_cells_per_type: int = Field(30, ge=1, description="types with fewer cells keep one profile and are not tested")
     max_genes: int = Field(500, ge=1, description="highest-expressed panel genes tested per type")
 
 
@@ -171,3 +178,4 @@ class ReportOptions(StageOptions):
         None, description="gene of the before/after picture; None: the best marker of the most frequent type"
     )
     max_image_px: int = Field(1600, ge=200, description="longest edge of a picture of the slide")
+    max_points: int = Field(40000, ge=1000, description="cells or spots drawn in one picture; above it a seeded subset")
