@@ -63,6 +63,11 @@ class SpotCells:
         """(cells,), rank of each cell in its spot."""
         return np.asarray(np.arange(len(self.types)) - self.first[self.spot])
 
+    @property
+    def measured(self) -> Float:
+        """(spots, genes), raw counts; 0 for genes not measured."""
+        return np.where(self.exposure > 0, self.counts, 0).astype(np.float32)
+
     def part(self, low: int, high: int) -> SpotCells:
         """Return spots low:high and their cells."""
         start, stop = self.first[low], self.first[high]
@@ -130,7 +135,7 @@ def fill_in(rates: Float, share: Float, spots: SpotCells) -> Estimate:
     spots
         what was measured.
     """
-    measured = spots.counts[spots.spot]
+    measured = spots.measured[spots.spot]
     per_count = np.maximum(spots.exposure, 1.0).astype(np.float32)
     unseen = missing(spots.exposure) * rates
     mean = measured * share / per_count + unseen

@@ -119,7 +119,7 @@ def _batch(spots: SpotCells, model: ScoreModel, *, device: torch.device | None) 
         mean_log=put(profiles.mean_log[types]),
         ceiling=put(profiles.ceiling),
         floor=put(1e-3 * profiles.mean_counts[types] + 1e-6),
-        measured=put(np.where(spots.exposure > 0, spots.counts, 0)),
+        measured=put(spots.measured),
         exposure=put(spots.exposure),
         keys=np.concatenate([spots.keys[spots.spot], zeros]),
         ranks=np.concatenate([spots.rank, zeros]),
