@@ -62,7 +62,7 @@ def test_fill_in__equal_scalar_reference(spots, rates):
     total = sum_cells(rates, partly)
     for cell, gene in [(0, 0), (3, 5), (10, 14), (20, 15), (30, 36)]:
         spot, t = partly.spot[cell], exposure[gene]
-        p, y = rates[cell, gene] / total[spot, gene], partly.counts[spot, gene]
+        p, y = rates[cell, gene] / total[spot, gene], partly.counts[spot, gene] * (t > 0)
         rest = max(1 - t, 0) * rates[cell, gene]
         assert np.isclose(estimate.mean[cell, gene], y * p / max(t, 1) + rest, rtol=1e-4, atol=1e-5)
         variance = y * p * (1 - p) / max(t, 1) ** 2 + rest
