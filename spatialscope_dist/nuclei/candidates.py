@@ -39,10 +39,10 @@ class Candidates:
         """Return the candidates of an index or mask, in its order."""
         return Candidates(self.points[index], self.distances[index], self.probability[index])
 
-    def canonical_order(self) -> NDArray[np.int64]:
-        """Return indices by falling probability, ties by (y, x): the one order every division shares."""
-        order = np.lexsort((self.points[:, 1], self.points[:, 0], -self.probability))
-        return order.astype(np.int64)
+
+def canonical_order(points: NDArray[np.int32], probability: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return indices by falling probability, ties by (y, x): the one order every division shares."""
+    return np.lexsort((points[:, 1], points[:, 0], -probability)).astype(np.int64)
 
 
 def concatenate(parts: Sequence[Candidates], *, n_rays: int = 32) -> Candidates:

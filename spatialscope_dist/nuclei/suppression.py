@@ -7,31 +7,42 @@ only stronger ones decide. Splitting into batches therefore gives exactly the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.nuclei.candidates import Candidates, concatenate
+from spatialscope_dist.nuclei.candidates import Candidates, canonical_order, concatenate
 
 MAX_PER_CALL = 200_000
 
 
-def suppress(candidates: Candidates, *, threshold: float, max_per_call: int = MAX_PER_CALL) -> Candidates:
+def suppress(
+    points: NDArray[np.int32],
+    probability: NDArray[np.float32],
+    distances_of: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    *,
+    threshold: float,
+    max_per_call: int = MAX_PER_CALL,
+) -> Candidates:
     """Return the candidates that survive, strongest first.
 
     Parameters
     ----------
-    candidates : Candidates
-        In any order; the canonical order is made here.
+    points, probability : ndarray
+        (candidates, 2) and (candidates,), in any order; the canonical order is made here.
+    distances_of : callable
+        Returns the (n, rays) distances of n candidates: they may stay on disk.
     threshold : float
         Largest allowed overlap relative to the smaller polygon.
     max_per_call : int
         Candidates examined together: bounds memory and time of a call, never changes the result.
     """
-    order = candidates.canonical_order()
-    kept = candidates.take(order[:0])
+    order = canonical_order(points, probability)
+    kept = Candidates(points[order[:0]], distances_of(order[:0]), probability[order[:0]])
     for start in range(0, len(order), max_per_call):
-        batch = candidates.take(order[start : start + max_per_call])
-        together = concatenate([kept, batch])
+        rows = order[start : start + max_per_call]
+        together = concatenate([kept, Candidates(points[rows], distances_of(rows), probability[rows])])
         kept = together.take(_survivors(together, threshold))
     return kept
 

@@ -1,0 +1,146 @@
+"""Nuclei of a section's image, their polygons and labels, and how many cells each spot holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spatialscope_dist.errors import BadInput
+from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_most_probable
+from spatialscope_dist.nuclei.checks import image_problems
+from spatialscope_dist.nuclei.stardist_model import OFFICIAL, model_folder, model_problems
+from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
+from spatialscope_dist.stages.slide import (
+    FRAMEWORK,
+    VIEW_PIXELS,
+    Slide,
+    projected_disk_bytes,
+    projected_peak_bytes,
+    projected_tasks,
+    segment_slide,
+)
+from spatialscope_dist.store.arrays import open_array
+from spatialscope_dist.store.documents import read_json, write_json
+from spatialscope_dist.store.frames import read_frame, write_frame
+
+NAME = "segment"
+VERSION = 1
+_NOT_CONTENT = {"tile", "warn_pixel_size_um", "max_pixel_size_um"}
+
+
+def items(context: Context) -> list[str]:
+    """Return the sections."""
+    return [section.name for section in context.study.sections]
+
+
+def skip_reason(context: Context, item: str) -> str | None:
+    """Return why the section is not segmented, None when it is."""
+    section = context.study.section(item)
+    if section.nuclei is not None:
+        return "nuclei are given"
+    return "no image" if section.image is None else None
+
+
+def inputs(context: Context, item: str) -> dict[str, Any]:
+    """Return what the nuclei depend on: the section, the model's content, the options but for the tile."""
+    options = context.study.options.segment
+    folder = None if options.model in OFFICIAL else model_folder(options.model)
+    return {
+        "ingest": context.upstream_key("ingest", item),
+        "model": options.model if folder is None else context.ledger.file_hash(folder),
+        "options": options.model_dump(mode="json", exclude={*_NOT_CONTENT, "model"}),
+        "spot_diameter_um": context.study.section(item).diameter_um,
+    }
+
+
+def plan(context: Context, item: str) -> StagePlan:
+    """Return the projected tasks, memory of a worker and bytes on disk."""
+    facts, options = context.facts.sections[item], context.study.options.segment
+    if facts.image_shape is None or facts.pixel_size_um is None:
+        return StagePlan(0, 0, 0)
+    size = facts.image_shape, facts.pixel_size_um
+    return StagePlan(projected_tasks(*size, options), projected_peak_bytes(*size, options), projected_disk_bytes(*size))
+
+
+def run(context: Context, item: str, output: Path) -> StageOutcome:
+    """Find the section's nuclei and give them to its spots.
+
+    Raises
+    ------
+    BadInput
+        When the image is too coarse, or it or the model cannot be read.
+    """
+    ingest = context.upstream("ingest", item)
+    assert ingest is not None
+    section = read_json(ingest / "section.json")
+    options = context.study.options.segment
+    problems, _ = image_problems(f"[[section]] {item}: image", section["pixel_size_um"], options)
+    problems += model_problems(options.model)
+    if problems:
+        raise BadInput(problems)
+    slide = _slide(context, item, ingest=ingest, section=section, output=output)
+    units = context.ledger.units(NAME, item, output)
+
+    def workers(function: Any, arguments: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return context.pool.map(function, arguments, ledger_units=units, framework=FRAMEWORK)
+
+    metrics = segment_slide(slide, workers)
+    spot = {"diameter_um": section["spot_diameter_um"], "cap": options.max_cells_per_spot}
+    where = {"nuclei": str(output / "nuclei.parquet"), "spots": str(ingest / "spots.parquet"), "output": str(output)}
+    metrics |= workers(count_cells, {"assign": {**where, **spot}})["assign"]
+    write_json(output / "summary.json", {**metrics, "model": options.model})
+    return StageOutcome(done=metrics["tasks"], total=metrics["tasks"], metrics=metrics)
+
+
+def _slide(context: Context, item: str, *, ingest: Path, section: dict[str, Any], output: Path) -> Slide:
+    image = section["image"]
+    view, factor = _view(ingest / "view.zarr")
+    return Slide(
+        image=str(ingest / image["path"]),
+        shape=tuple(image["shape"]),
+        pixel_size_um=section["pixel_size_um"],
+        view=view,
+        view_factor=factor,
+        options=context.study.options.segment,
+        output=str(output),
+    )
+
+
+def _view(levels: Path) -> tuple[str | None, float]:
+    for level in sorted(levels.glob("[0-9]*"), key=lambda path: int(path.name)):
+        array = open_array(level)
+        if array.shape[1] * array.shape[2] <= VIEW_PIXELS:
+            return str(level), float(str(array.attrs["scale"]))
+    return None, 1.0
+
+
+def count_cells(nuclei: str, spots: str, output: str, diameter_um: float, cap: int | None) -> dict[str, Any]:
+    """Write which spot holds each nucleus and how many cells each spot gets (worker).
+
+    `nuclei.parquet` gains spot_id (null outside spots) and is_cell (inside a spot and within the
+    cap); `spots.parquet` has n_nuclei and n_cells for every spot, in ingest's order.
+    """
+    found, places = read_frame(Path(nuclei)), read_frame(Path(spots))
+    rows = assign_to_spots(
+        found[["y_um", "x_um"]].to_numpy(), places[["y_um", "x_um"]].to_numpy(), radius_um=diameter_um / 2
+    )
+    limit = cap if cap is not None else default_cap(diameter_um)
+    is_cell = keep_most_probable(rows, found["probability"].to_numpy(), cap=limit)
+    ids = places["spot_id"].astype(object).to_numpy()
+    found["spot_id"] = pd.array([ids[row] if row >= 0 else None for row in rows], dtype="string")
+    found["is_cell"] = is_cell
+    n_nuclei = np.bincount(rows[rows >= 0], minlength=len(places))
+    n_cells = np.bincount(rows[is_cell], minlength=len(places))
+    counts = pd.DataFrame({"spot_id": places["spot_id"], "n_nuclei": n_nuclei, "n_cells": n_cells})
+    write_frame(Path(output) / "nuclei.parquet", found)
+    write_frame(Path(output) / "spots.parquet", counts)
+    return {
+        "nuclei_in_spots": int((rows >= 0).sum()),
+        "cells": int(n_cells.sum()),
+        "dropped_by_cap": int(n_nuclei.sum() - n_cells.sum()),
+        "cap": int(limit),
+        "spots_without_nucleus": int((n_nuclei == 0).sum()),
+    }

@@ -1,0 +1,163 @@
+"""Labels of one image, no study needed: the same units as the `segment` stage."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.engine.cluster import ClusterSettings
+from spatialscope_dist.engine.events import Events
+from spatialscope_dist.engine.pool import Pool
+from spatialscope_dist.errors import BadInput
+from spatialscope_dist.nuclei.checks import image_problems
+from spatialscope_dist.nuclei.stardist_model import model_folder, model_problems
+from spatialscope_dist.options import SegmentOptions
+from spatialscope_dist.readers.images import (
+    LazyImage,
+    decoded_blocks,
+    open_image,
+    viewing_blocks,
+    viewing_factors,
+    viewing_shape,
+)
+from spatialscope_dist.stages.slide import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide, segment_slide
+from spatialscope_dist.store.arrays import create_array, open_array, write_region
+from spatialscope_dist.store.frames import read_frame, write_frame
+from spatialscope_dist.store.ledger import Units, content_key
+
+_COLUMNS = ("nucleus_id", "y_px", "x_px", "y_um", "x_um", "area_um2", "probability")
+_VIEW_BLOCK = 1024
+
+
+def segment_one_image(
+    image: Path,
+    out: Path,
+    cluster: ClusterSettings,
+    *,
+    model: str,
+    pixel_size_um: float | None = None,
+    tile: int | None = None,
+    nuclei: Path | None = None,
+) -> int:
+    """Return the number of nuclei found; writes the label image (tiff, uint32) and optionally their table.
+
+    Work in progress lies in a hidden folder beside `out`, is taken up again after an
+    interruption, and is removed at the end.
+
+    Raises
+    ------
+    BadInput
+        When the image or the model cannot be used.
+    """
+    opened = open_image(image)
+    size = pixel_size_um or opened.pixel_size_um
+    options = SegmentOptions(model=model, **({} if tile is None else {"tile": tile}))
+    problems, _ = image_problems(str(image), size, options)
+    problems += model_problems(model, where="--model")
+    if problems or size is None:
+        raise BadInput(problems)
+    work = out.parent / f".{out.name}.{_work_key(image, size, options)[:16]}"
+    units = Units(work / "units")
+    pool = Pool(cluster, Events())
+    try:
+
+        def workers(function: Any, arguments: dict[str, dict[str, Any]]) -> dict[str, Any]:
+            return pool.map(function, arguments, ledger_units=units, framework=FRAMEWORK)
+
+        slide = _slide(opened, size, options, work, workers)
+        found = segment_slide(slide, workers)
+    finally:
+        pool.close()
+    if nuclei is not None:
+        write_frame(nuclei, read_frame(work / "nuclei.parquet", columns=list(_COLUMNS)))
+    _write_tiff(out, work / "labels.zarr", size)
+    shutil.rmtree(work)
+    return int(found["nuclei"])
+
+
+def _work_key(image: Path, pixel_size_um: float, options: SegmentOptions) -> str:
+    stat = image.stat()
+    folder = model_folder(options.model)
+    weights = sorted(folder.iterdir()) if folder is not None else []
+    marks = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights if path.is_file()]
+    parts = {"image": str(image.resolve()), "size": stat.st_size, "time": stat.st_mtime_ns, "pixel": pixel_size_um}
+    return content_key("segment-image", 1, {**parts, "model": marks, "options": options.model_dump(mode="json")})
+
+
+def _slide(image: LazyImage, pixel_size_um: float, options: SegmentOptions, work: Path, workers: Any) -> Slide:
+    path, shape = image.path.resolve(), image.shape
+    if not image.is_tiled:
+        workers(decode_image, {"decode": {"image": str(path), "target": str(work / "image.zarr")}})
+        path = work / "image.zarr"
+    factors = viewing_factors((shape[1], shape[2]), pixel_size_um=pixel_size_um)
+    fits = [f for f in factors if np.prod(viewing_shape((shape[1], shape[2]), f)) <= VIEW_PIXELS]
+    factor = fits[0] if fits else factors[-1]
+    workers(view_image, {"view": {"image": str(path), "target": str(work / "view.zarr"), "factor": factor}})
+    return Slide(
+        image=str(path),
+        shape=shape,
+        pixel_size_um=pixel_size_um,
+        view=str(work / "view.zarr"),
+        view_factor=float(factor),
+        options=options,
+        output=str(work),
+    )
+
+
+def decode_image(image: str, target: str) -> dict[str, Any]:
+    """Write an image that cannot be read by region to Zarr, once (worker)."""
+    opened = open_image(Path(image))
+    chunks, shards = (opened.shape[0], 256, 256), (opened.shape[0], 2048, 2048)
+    axes = ("c", "y", "x")
+    create_array(Path(target), shape=opened.shape, dtype=opened.dtype, chunks=chunks, shards=shards, axes=axes)
+    for box, block in decoded_blocks(opened):
+        write_region(Path(target), (slice(0, opened.shape[0]), *box.slices), block)
+    return {"shape": list(opened.shape)}
+
+
+def view_image(image: str, target: str, factor: int) -> dict[str, Any]:
+    """Write the coarse view the tissue is found in (worker)."""
+    opened = open_image(Path(image))
+    shape = opened.shape[0], *viewing_shape((opened.shape[1], opened.shape[2]), factor)
+    chunks = opened.shape[0], _VIEW_BLOCK, _VIEW_BLOCK
+    create_array(Path(target), shape=shape, dtype=np.uint8, chunks=chunks, axes=("c", "y", "x"))
+    for box, block in viewing_blocks(opened, factor, size=_VIEW_BLOCK):
+        write_region(Path(target), (slice(0, shape[0]), *box.slices), block)
+    return {"shape": list(shape)}
+
+
+def _write_tiff(out: Path, labels: Path, pixel_size_um: float) -> None:
+    import tifffile
+
+    array = open_array(labels)
+    partial = out.with_name(f".{out.name}.partial")
+    tifffile.imwrite(
+        partial,
+        _label_tiles(array),
+        shape=array.shape,
+        dtype=np.uint32,
+        tile=(LABEL_CHUNK, LABEL_CHUNK),
+        compression="zlib",
+        photometric="minisblack",
+        bigtiff=array.shape[0] * array.shape[1] * 4 >= 1 << 31,
+        resolution=(1e4 / pixel_size_um, 1e4 / pixel_size_um),
+        resolutionunit="CENTIMETER",
+    )
+    partial.replace(out)
+
+
+def _label_tiles(array: Any) -> Iterator[NDArray[np.uint32]]:
+    height, width = array.shape
+    for y0 in range(0, height, LABEL_CHUNK):
+        band = np.asarray(array[y0 : y0 + LABEL_CHUNK])
+        for x0 in range(0, width, LABEL_CHUNK):
+            tile = np.zeros((LABEL_CHUNK, LABEL_CHUNK), np.uint32)
+            part = band[:, x0 : x0 + LABEL_CHUNK]
+            tile[: part.shape[0], : part.shape[1]] = part
+            yield tile
