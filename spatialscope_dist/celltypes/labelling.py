@@ -1,0 +1,78 @@
+"""The labels that are handed out: maximum a posteriori, positional, composition; and how sure they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from spatialscope_dist.celltypes.multisets import round_to_total
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Labels from the marginals of a run of consecutive spots.
+
+    Attributes
+    ----------
+    positional : (cells,), most probable type of each cell
+    composition : (cells,), types whose counts match the spot's expected composition
+    probability : (cells, slots), posterior of each candidate
+    proportions : (spots, types), expected share of each type; 0 for spots without cells
+    """
+
+    positional: NDArray[np.int16]
+    composition: NDArray[np.int16]
+    probability: NDArray[np.float64]
+    proportions: NDArray[np.float64]
+
+
+def label_cells(
+    seen: NDArray[np.uint16], candidates: NDArray[np.int16], cell_start: NDArray[np.int64], *, n_types: int
+) -> Labelling:
+    """Return positional and composition labels, posteriors and proportions.
+
+    positional: argmax of the marginals, ties to the lower type. composition: the posterior-mean
+    composition of the spot rounded by largest remainder, then the assignment of its cells to these
+    labels with the largest sum of marginals (celltypes.md section 4).
+
+    Parameters
+    ----------
+    seen : (cells, slots), kept Gibbs sweeps in which the cell had the candidate
+    candidates : (cells, slots), types, ascending; -1 in unused slots
+    cell_start : (spots + 1,), where each spot's cells begin
+    n_types : number of types
+    """
+    probability = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)
+    cells = np.arange(len(seen))
+    positional = candidates[cells, probability.argmax(axis=1)] if len(seen) else np.zeros(0, np.int16)
+    composition = positional.copy()
+    proportions = np.zeros((len(cell_start) - 1, n_types))
+    for spot, (begin, end) in enumerate(zip(cell_start[:-1], cell_start[1:], strict=True)):
+        if begin == end:
+            continue
+        used = int((candidates[begin] >= 0).sum())
+        types, of_cell = candidates[begin, :used], probability[begin:end, :used]
+        proportions[spot, types] = of_cell.mean(axis=0)
+        if end - begin > 1:
+            composition[begin:end] = types[_assign(of_cell)]
+    return Labelling(positional, composition, probability, proportions)
+
+
+def _assign(probability: NDArray[np.float64]) -> NDArray[np.int64]:
+    counts = round_to_total(probability.sum(axis=0), len(probability))
+    slots = np.repeat(np.arange(len(counts)), counts)
+    if slots[0] == slots[-1]:
+        return slots
+    _, columns = linear_sum_assignment(-probability[:, slots])
+    return slots[columns]
+
+
+def confidence(
+    labels: NDArray[np.int16], probability: NDArray[np.float64], candidates: NDArray[np.int16]
+) -> NDArray[np.float64]:
+    """Return the posterior probability of each cell's label, (cells,)."""
+    chosen: NDArray[np.float64] = (probability * (candidates == labels[:, None])).sum(axis=1)
+    return chosen
