@@ -64,6 +64,18 @@ class LikelihoodTable:
         """Return the arrays the compiled look-up takes."""
         return Lookup(self.counts, self.log_q, self.slope, self.first_log_rate, self.log_rate_step)
 
+    def lookup_for(self, counts: NDArray[np.float64]) -> Lookup:
+        """Return the look-up, having made sure that it covers these counts.
+
+        Raises
+        ------
+        ValueError : when a count lies beyond the table's last row
+        """
+        if counts.size and float(counts.max()) > self.counts[-1]:
+            message = f"found a count of {counts.max():g}; expected at most {self.counts[-1]:g}, the table's last row"
+            raise ValueError(message)
+        return self.lookup
+
 
 def density(z: NDArray[np.float64], overdispersion: float, kind: Density) -> NDArray[np.float64]:
     """Return h_σ(z), the density of ε (method section 2.4).
@@ -85,7 +97,7 @@ def density(z: NDArray[np.float64], overdispersion: float, kind: Density) -> NDA
 
 def table_counts(max_count: int) -> NDArray[np.float64]:
     """Return the counts that get a row of their own: all small ones, then geometric, (rows,)."""
-    dense = np.arange(DENSE_COUNTS + 1, dtype=np.float64)
+    dense = np.arange(min(max(max_count, 1), DENSE_COUNTS) + 1, dtype=np.float64)
     if max_count <= DENSE_COUNTS:
         return dense
     n_rows = int(np.ceil(np.log(max_count / DENSE_COUNTS) / np.log(_ROW_RATIO))) + 1
@@ -105,15 +117,15 @@ def likelihood_table(
     """
     counts = table_counts(max_count)
     step = min(0.05, overdispersion / 4.0)
+    n_fine = int(np.ceil(step / min(0.02, overdispersion / 5.0, 1.0 / np.sqrt(counts[-1]))))
+    fine = step / n_fine
     first = np.log(MIN_RATE)
     last = np.log(max(10.0 * counts[-1], 1e4))
-    log_rates = first + step * np.arange(int(np.ceil((last - first) / step)) + 1)
-    fine = min(0.02, overdispersion / 5.0, 1.0 / np.sqrt(counts[-1]))
-    logs = np.arange(first - 12.0, last + 3.0, fine)
-    noise = density(logs[:, None] - log_rates[None], overdispersion, kind) * fine
-    poisson = np.exp(
-        counts[:, None] * logs[None] - np.minimum(np.exp(logs), 1e300)[None] - gammaln(counts + 1.0)[:, None]
-    )
+    n_rates = int(np.ceil((last - first) / step)) + 1
+    below, above = int(np.ceil(12.0 / fine)), int(np.ceil(3.0 / fine))
+    logs = first + fine * np.arange(-below, (n_rates - 1) * n_fine + above + 1)
+    noise = _noise_matrix(len(logs), n_rates, n_fine, below, density_at=(overdispersion, kind, fine))
+    poisson = np.exp(counts[:, None] * logs[None] - np.exp(logs)[None] - gammaln(counts + 1.0)[:, None])
     q = poisson @ noise
     weighted = (poisson * (counts[:, None] - np.exp(logs)[None])) @ noise
     floor = np.exp(_LOG_Q_FLOOR)
@@ -126,6 +138,20 @@ def likelihood_table(
         first_log_rate=float(first),
         log_rate_step=float(step),
     )
+
+
+def _noise_matrix(
+    n_logs: int, n_rates: int, n_fine: int, below: int, *, density_at: tuple[float, Density, float]
+) -> NDArray[np.float64]:
+    """Return h_σ(t − log λ) dt for all t (rows) and log λ (columns): a Toeplitz matrix, strided."""
+    overdispersion, kind, fine = density_at
+    offsets = np.arange(-below - (n_rates - 1) * n_fine, n_logs - below, dtype=np.float64)
+    values = density(offsets * fine, overdispersion, kind) * fine
+    item = values.strides[0]
+    view = np.lib.stride_tricks.as_strided(
+        values[(n_rates - 1) * n_fine :], shape=(n_logs, n_rates), strides=(item, -n_fine * item), writeable=False
+    )
+    return np.ascontiguousarray(view)
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -189,5 +215,6 @@ def log_likelihoods(
     table : likelihood table
     """
     log_rates = np.log(np.maximum(np.asarray(rates, np.float64), MIN_RATE))
-    values: NDArray[np.float64] = _log_likelihoods(np.asarray(counts, np.float64), log_rates, table.lookup)
+    found = np.asarray(counts, np.float64)
+    values: NDArray[np.float64] = _log_likelihoods(found, log_rates, table.lookup_for(found))
     return values

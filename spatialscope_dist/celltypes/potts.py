@@ -127,7 +127,7 @@ def _concatenate_ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> 
     lengths = stops - starts
     total = int(lengths.sum())
     offsets = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    return (np.arange(total) + offsets).astype(np.int64)
+    return np.asarray(np.arange(total) + offsets, np.int64)
 
 
 def descend_block(block: Block, labels: NDArray[np.int16], prior: Prior) -> Swept:

@@ -76,3 +76,8 @@ def test_log_likelihoods__no_cap():
     assert deep[0] - deep[1] > 2
     extreme = log_likelihoods(np.array([2000.0, 0.0]), np.array([1e9, 1e9]), table)
     assert np.isfinite(extreme).all()
+
+
+def test_log_likelihoods__count_beyond_the_table():
+    with pytest.raises(ValueError, match="count of 500"):
+        log_likelihoods(np.array([500.0]), np.array([1.0]), likelihood_table(0.5, max_count=100))
