@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from spatialscope_dist.readers.nuclei_table import read_nuclei_table
 from spatialscope_dist.readers.pairs import read_pairs
 from spatialscope_dist.readers.place_checks import check_on_image, check_positions, check_resolution, check_spacing
 from spatialscope_dist.readers.reference import read_reference
-from spatialscope_dist.readers.sections import read_spots
+from spatialscope_dist.readers.sections import counts_files, read_spots
 from spatialscope_dist.readers.table import ReferenceTable, SpotTable
 from spatialscope_dist.readers.table_checks import (
     check_given_cells,
@@ -53,13 +54,19 @@ def pixel_size_of(spots: SpotTable, image: LazyImage | None) -> float | None:
 
 
 def study_naming(study: Study) -> Naming:
-    """Return the gene names the study goes by; only names are read.
+    """Return the gene names the study goes by; only names are read, once while the files stay the same.
 
     Raises
     ------
     BadInput
         When a file cannot be read.
     """
+    files = [study.reference.path, *(path for section in study.sections for path in counts_files(section))]
+    return _naming(study, tuple((str(path), path.stat().st_mtime_ns) for path in files if path.exists()))
+
+
+@lru_cache(maxsize=2)
+def _naming(study: Study, stamps: tuple[tuple[str, int], ...]) -> Naming:
     sections = {section.name: read_spots(section).namings for section in study.sections}
     return choose_naming(read_reference(study.reference).namings, sections)
 

@@ -39,12 +39,6 @@ class MatrixFile:
         """(rows, kept genes)."""
         return self.stored_shape[0], self.stored_shape[1] if self.columns is None else len(self.columns)
 
-    @property
-    def block_bytes(self) -> int:
-        """Projected memory of reading block by block."""
-        pointers = 24 * (self.stored_shape[0] + self.stored_shape[1])
-        return pointers + _BYTES_PER_ENTRY * max(_ENTRIES, self.stored_shape[1])
-
     def values(self) -> Iterator[NDArray[Any]]:
         """Yield every stored value, in pieces of one dimension."""
         with reading(self.path) as handle:
@@ -100,6 +94,11 @@ class MatrixFile:
 
     def _dense_ranges(self) -> list[tuple[int, int]]:
         return row_ranges(np.full(self.stored_shape[0], self.stored_shape[1]), _ENTRIES)
+
+
+def block_bytes(n_rows: int, n_genes: int) -> int:
+    """Return the projected memory of reading a matrix block by block, bytes."""
+    return 24 * (n_rows + n_genes) + _BYTES_PER_ENTRY * max(_ENTRIES, n_genes)
 
 
 def row_ranges(entries: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:

@@ -25,7 +25,8 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise BadInput(Problem(where, f"no file {path}", expected, "Correct the path."))
     try:
-        first = path.open(encoding="utf-8").readline()
+        with path.open(encoding="utf-8") as handle:
+            first = handle.readline()
         separator = max(",\t;", key=first.count)
         table = pd.read_csv(path, sep=separator, dtype=str, skipinitialspace=True)
     except (ValueError, OSError, pd.errors.ParserError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spatialscope_dist.readers.h5ad import read_counts_h5ad
-from spatialscope_dist.readers.spaceranger import files_of, read_spaceranger
+from spatialscope_dist.readers.spaceranger import files_of, picture_of, read_spaceranger
 from spatialscope_dist.readers.table import SpotTable
 from spatialscope_dist.study import SectionSpec
 
@@ -29,3 +29,10 @@ def counts_files(section: SectionSpec) -> list[Path]:
         return [path for path in files_of(section.spaceranger) if path.suffix != ".png"]
     assert section.counts is not None
     return [section.counts]
+
+
+def image_file(section: SectionSpec) -> Path | None:
+    """Return the image of a section: the one the study gives, or the one in its Space Ranger folder."""
+    if section.image is None and section.spaceranger is not None:
+        return picture_of(section.spaceranger)
+    return section.image

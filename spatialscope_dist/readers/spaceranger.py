@@ -36,8 +36,7 @@ class _Folder:
     matrix: Path
     positions: Path
     scale_factors: Path
-    hires: Path | None
-    lowres: Path | None
+    picture: Path | None
 
 
 def read_spaceranger(section: SectionSpec) -> SpotTable:
@@ -88,6 +87,12 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in candidates if path.is_file()]
 
 
+def picture_of(folder: Path) -> Path | None:
+    """Return the largest picture of the tissue in a Space Ranger folder, None without one."""
+    pictures = [_home(folder) / "spatial" / name for name in (_HIRES, _LOWRES)]
+    return next((path for path in pictures if path.is_file()), None)
+
+
 def _home(folder: Path) -> Path:
     outs = folder / "outs"
     return outs if not _matrices(folder) and outs.is_dir() else folder
@@ -122,8 +127,7 @@ def _find(folder: Path, where: str) -> _Folder:
         )
         remedy = f"Give the folder `outs` of one spaceranger run ({folder} was looked at)."
         raise BadInput(Problem(where, found, "a whole Space Ranger output folder", remedy))
-    pictures = [path if (path := spatial / name).is_file() else None for name in (_HIRES, _LOWRES)]
-    return _Folder(matrices[0], positions[0], scale_factors, pictures[0], pictures[1])
+    return _Folder(matrices[0], positions[0], scale_factors, picture_of(folder))
 
 
 def _read_matrix(
@@ -179,8 +183,7 @@ def _image_and_scale(section: SectionSpec, folder: _Folder, where: str) -> tuple
     if section.image is not None:
         ending = next((name for name in scales if section.image.name.endswith(name)), None)
         return section.image, scales[ending] if ending else 1.0
-    picture = folder.hires or folder.lowres
-    return (None, 1.0) if picture is None else (picture, scales[picture.name])
+    return (None, 1.0) if folder.picture is None else (folder.picture, scales[folder.picture.name])
 
 
 def _full_pixel_um(
