@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from spatialscope_dist.expression.allocation import SpotCells, exchangeable
+from spatialscope_dist.expression.allocation import Estimate, SpotCells, exchangeable
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.model import ScoreModel
 from spatialscope_dist.expression.noise import chain_keys
@@ -18,6 +18,7 @@ from spatialscope_dist.options import DecomposeOptions
 from spatialscope_dist.randomness import generator, key_of
 
 Float = NDArray[np.float32]
+_CELLS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,17 @@ def choose(rehearsal: Rehearsal, model: ScoreModel, options: DecomposeOptions) -
     if gain.mean() > error:
         return Choice("model", f"best on simulated spots: {compared}", cosines, len(gain))
     return Choice(best, f"the model does not beat it on simulated spots: {compared}", cosines, len(gain))
+
+
+def estimate_spots(spots: SpotCells, model: ScoreModel, options: DecomposeOptions, *, name: str) -> Estimate:
+    """Return mean and sd of every cell by the estimator of that name, batch by batch in bounded memory."""
+    if name == "model":
+        return sample(spots, model, options)
+    mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
+    sd = np.empty_like(mean)
+    for cells, part in spots.batches(_CELLS_PER_BATCH):
+        mean[cells], sd[cells] = BASELINES[name](part, model.profiles)
+    return Estimate(mean, sd)
 
 
 def _unit(values: Float) -> NDArray[np.float64]:

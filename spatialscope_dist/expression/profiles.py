@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.randomness import generator
 
 Array = NDArray[np.float32]
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ def split_cells(types: NDArray[np.integer], *, share: float, seed: int) -> tuple
 
 
 def reference_profiles(
-    counts: sp.csr_matrix, types: NDArray[np.integer], *, n_types: int, prior_cells: float = 1.0
+    counts: sp.csr_matrix,
+    types: NDArray[np.integer],
+    *,
+    n_types: int,
+    rows: NDArray[np.intp] | None = None,
+    prior_cells: float = 1.0,
 ) -> ReferenceProfiles:
     """Return the statistics of every type; means are shrunk by `prior_cells` cells to the overall mean.
 
@@ -79,27 +85,56 @@ def reference_profiles(
         (cells,), index of the cell type.
     n_types
         number of types; one without cells gets the overall mean.
+    rows
+        rows to use; None: all.
     prior_cells
         weight of the overall mean, in cells.
     """
-    x = sp.csr_matrix(counts, dtype=np.float64)
-    members = sp.csr_matrix((np.ones(len(types)), (types, np.arange(len(types)))), shape=(n_types, len(types)))
-    n_cells = np.bincount(types, minlength=n_types).astype(np.float64)[:, None]  # (types, 1)
-    logs = x.log1p()
+    rows = np.arange(len(types)) if rows is None else rows
+    sums = _type_sums(counts, types, rows, n_types=n_types)
+    n_cells = np.bincount(types[rows], minlength=n_types).astype(np.float64)[:, None]  # (types, 1)
 
-    def shrunk(values: sp.csr_matrix) -> NDArray[np.float64]:
-        overall = np.asarray(values.mean(axis=0))
-        return np.asarray(((members @ values).toarray() + prior_cells * overall) / (n_cells + prior_cells))
+    def shrunk(total: NDArray[np.float64]) -> NDArray[np.float64]:
+        overall = total.sum(axis=0) / max(len(rows), 1)
+        return np.asarray((total + prior_cells * overall) / (n_cells + prior_cells))
 
-    mean_log, mean_counts = shrunk(logs), shrunk(x) + 1e-4
-    square_sum = logs.multiply(logs).sum() - 2 * ((members @ logs).toarray() * mean_log).sum()
-    scale = np.sqrt(max((square_sum + (n_cells * mean_log**2).sum()) / max(x.shape[0] * x.shape[1], 1), 1e-6))
-    size_shape = _size_shapes(np.asarray(x.sum(axis=1), np.float64).ravel(), types, n_types=n_types)
-    sums, squares = (members @ x).toarray(), (members @ x.multiply(x)).toarray()
-    dispersion = _dispersions(sums, squares, n_cells, size_shape=size_shape[:, None])
-    ceiling = np.asarray(logs.max(axis=0).todense()).ravel() + 1.0
-    values = (mean_log, mean_counts, dispersion, size_shape, ceiling, np.array([scale]))
+    mean_log, mean_counts = shrunk(sums.logs), shrunk(sums.counts) + 1e-4
+    squares = sums.log_squares + (n_cells * mean_log**2 - 2 * sums.logs * mean_log).sum()
+    scale = np.sqrt(max(squares / max(len(rows) * counts.shape[1], 1), 1e-6))
+    size_shape = _size_shapes(sums.totals, types[rows], n_types=n_types)
+    dispersion = _dispersions(sums.counts, sums.squares, n_cells, size_shape=size_shape[:, None])
+    values = (mean_log, mean_counts, dispersion, size_shape, sums.largest + 1.0, np.array([scale]))
     return ReferenceProfiles(*(np.asarray(value, np.float32) for value in values))
+
+
+@dataclass
+class _Sums:
+    """Sums over the cells of each type, (types, genes); `totals` per cell, `largest` log1p per gene."""
+
+    counts: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    logs: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    totals: NDArray[np.float64]
+    log_squares: float = 0.0
+
+
+def _type_sums(counts: sp.csr_matrix, types: NDArray[np.integer], rows: NDArray[np.intp], *, n_types: int) -> _Sums:
+    # By blocks of cells: floating-point copies of the whole reference would take several times its size.
+    shape = (n_types, counts.shape[1])
+    sums = _Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape[1]), np.zeros(len(rows)))
+    for low in range(0, len(rows), _BLOCK):
+        part = rows[low : low + _BLOCK]
+        x = sp.csr_matrix(counts[part], dtype=np.float64)
+        logs = x.log1p()
+        members = sp.csr_matrix((np.ones(len(part)), (types[part], np.arange(len(part)))), shape=(n_types, len(part)))
+        sums.counts += (members @ x).toarray()
+        sums.squares += (members @ x.multiply(x)).toarray()
+        sums.logs += (members @ logs).toarray()
+        sums.log_squares += float((logs.data**2).sum())
+        sums.largest = np.maximum(sums.largest, np.asarray(logs.max(axis=0).todense(), np.float64).ravel())
+        sums.totals[low : low + len(part)] = np.asarray(x.sum(axis=1), np.float64).ravel()
+    return sums
 
 
 def _size_shapes(totals: NDArray[np.float64], types: NDArray[np.integer], *, n_types: int) -> NDArray[np.float64]:
