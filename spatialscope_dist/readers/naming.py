@@ -21,9 +21,9 @@ class Naming:
 def choose_naming(reference: Namings, sections: Mapping[str, Namings]) -> Naming:
     """Return the namings under which reference and sections share most genes.
 
-    The reference's own names are kept unless another of its namings is shared by more than twice
-    as many genes over all sections; each section then takes the naming that shares most with it,
-    its own names at a tie.
+    The reference's own names are kept unless another of its namings shares more than twice as many
+    genes with the section it fits least; each section then takes the naming that shares most with
+    the reference, its own names at a tie.
 
     Examples
     --------
@@ -31,9 +31,9 @@ def choose_naming(reference: Namings, sections: Mapping[str, Namings]) -> Naming
     >>> choose_naming({"index": ["ENSG2", "ENSG3"]}, {"B4": spots}).sections
     {'B4': 'gene_ids'}
     """
-    best, best_shared = INDEX, _shared_by_all(reference[INDEX], sections)
+    best, best_shared = INDEX, _least_shared(reference[INDEX], sections)
     for name, genes in reference.items():
-        shared = _shared_by_all(genes, sections)
+        shared = _least_shared(genes, sections)
         if shared > 2 * best_shared:
             best, best_shared = name, shared
     known = set(reference[best])
@@ -46,9 +46,10 @@ def genes_under(namings: Namings, naming: str) -> tuple[str, ...]:
     return names if naming == INDEX else make_unique(names)
 
 
-def _shared_by_all(genes: Sequence[str], sections: Mapping[str, Namings]) -> int:
+def _least_shared(genes: Sequence[str], sections: Mapping[str, Namings]) -> int:
     known = set(genes)
-    return sum(max(len(known.intersection(names)) for names in namings.values()) for namings in sections.values())
+    shared = (max(len(known.intersection(names)) for names in namings.values()) for namings in sections.values())
+    return min(shared, default=0)
 
 
 def _closest(genes: set[str], namings: Namings) -> str:
