@@ -13,7 +13,7 @@ are interpolated at equal y/λ, where Q depends on y only through its Poisson wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -64,7 +64,7 @@ class LikelihoodTable:
         """Return the arrays the compiled look-up takes."""
         return Lookup(self.counts, self.log_q, self.slope, self.first_log_rate, self.log_rate_step)
 
-    def lookup_for(self, counts: NDArray[np.float64]) -> Lookup:
+    def lookup_for(self, counts: NDArray[Any]) -> Lookup:
         """Return the look-up, having made sure that it covers these counts.
 
         Raises

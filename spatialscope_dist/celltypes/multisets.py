@@ -127,7 +127,7 @@ def cache_multisets(
         candidates.types,
         candidates.size,
         start,
-        table.lookup_for(counts),
+        table.lookup_for(np.asarray(counts)),
     )
     return MultisetCache(candidates, np.asarray(n_cells, np.int64), start, energy)
 

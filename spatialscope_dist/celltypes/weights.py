@@ -53,7 +53,7 @@ def fit_weights(
         np.ascontiguousarray(counts, np.float64),
         np.asarray(totals, np.float64),
         np.ascontiguousarray(profiles, np.float64),
-        table.lookup_for(counts),
+        table.lookup_for(np.asarray(counts)),
     )
     return SpotWeights(weights, converged)
 
@@ -71,7 +71,7 @@ def spot_log_likelihoods(
         np.asarray(totals, np.float64),
         np.ascontiguousarray(profiles, np.float64),
         np.ascontiguousarray(weights, np.float64),
-        table.lookup_for(counts),
+        table.lookup_for(np.asarray(counts)),
     )
     return values
 
