@@ -1,0 +1,323 @@
+"""What the report says: blocks of text, tables and pictures made from the views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialscope_dist.report.charts import (
+    draw_costs,
+    draw_energy,
+    draw_interactions,
+    draw_training,
+    draw_type_shares,
+    draw_uncertainty,
+)
+from spatialscope_dist.report.maps import draw_cells, draw_composition, draw_marker, draw_nuclei, draw_slide
+from spatialscope_dist.report.page import Block, Page, Table
+from spatialscope_dist.report.palette import Style, choose_styles
+from spatialscope_dist.report.views import SectionView, StudyView
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GIB = 1 << 30
+TOP_ROWS = 20
+MAX_FAILED_ROWS = 40
+
+ACCURACY_TEXT = {
+    "nuclei_found": "planted nuclei found (share)",
+    "nuclei_false": "found nuclei that were not planted (share)",
+    "cell_type_accuracy": "matched cells with the right type (share)",
+    "composition_error": "composition error of spots, 1 − Σ min / Σ M",
+    "expression_cosine": "expression, cosine with the truth: this result",
+    "type_mean_cosine": "expression, cosine: type mean",
+    "proportional_cosine": "expression, cosine: proportional allocation",
+}
+
+
+def build_page(study: StudyView) -> Page:
+    """Return the whole report of a study."""
+    counts: dict[str, int] = {}
+    for section in study.sections:
+        for name, count in section.type_counts.items():
+            counts[name] = counts.get(name, 0) + int(count)
+    styles = choose_styles(counts, list(study.types))
+    blocks = [_overview(study), *_accuracy(study)]
+    for section in study.sections:
+        blocks += _section(section, study, styles)
+    blocks += [*_types(study, styles), *_expression(study), *_interactions(study), *_genes(study)]
+    blocks += [_quarantine(study), _costs(study), _settings(study)]
+    subtitle = f"spatialscope_dist {study.version}, seed {study.seed}"
+    return Page(f"Single cells of {study.name}", subtitle, _cards(study), blocks)
+
+
+def _cards(study: StudyView) -> list[tuple[str, str]]:
+    nuclei = [section.n_nuclei for section in study.sections if section.n_nuclei is not None]
+    seconds = sum(stage.cost.get("seconds", 0.0) for stage in study.stages)
+    cards = [
+        (f"{len(study.sections):,}", "section" if len(study.sections) == 1 else "sections"),
+        (f"{sum(section.n_spots for section in study.sections):,}", "spots"),
+    ]
+    if nuclei:
+        cards.append((f"{sum(nuclei):,}", "nuclei found"))
+    cards += [
+        (f"{sum(section.n_cells for section in study.sections):,}", "cells typed"),
+        (f"{len(study.types):,}", "cell types"),
+    ]
+    if study.n_panel_genes is not None:
+        cards.append((f"{study.n_panel_genes:,}", "genes per cell"))
+    return [*cards, (duration(seconds), "run time")]
+
+
+def _overview(study: StudyView) -> Block:
+    header = ["section", "spots", "nuclei", "cells", "cells per spot (median)", "median UMI per spot", "expression by"]
+    rows = []
+    for section in study.sections:
+        spots = section.spots
+        per_spot = spots["n_cells"].dropna().tolist() if "n_cells" in spots else []
+        rows.append(
+            [
+                section.name,
+                f"{section.n_spots:,}",
+                "–" if section.n_nuclei is None else f"{section.n_nuclei:,}",
+                f"{section.n_cells:,}" if section.n_cells else "–",
+                f"{np.median(per_spot):.0f}" if len(per_spot) else "–",
+                f"{spots['total_counts'].median():,.0f}",
+                str(section.decompose.get("estimator", "–")),
+            ]
+        )
+    skipped = [[s.name, item, reason] for s in study.stages for item, reason in s.skipped.items()]
+    tables = [Table(header, rows)]
+    if skipped:
+        tables.append(Table(["stage", "item", "why"], skipped, "Stages that had nothing to do"))
+    return Block("Summary", tables=tables)
+
+
+def _accuracy(study: StudyView) -> Iterator[Block]:
+    if not study.accuracy:
+        return
+    rows = [[text, f"{study.accuracy[name]:.3f}"] for name, text in ACCURACY_TEXT.items() if name in study.accuracy]
+    scored = study.accuracy.get("cells_scored")
+    notes = [
+        "This study has a known truth. Nuclei are matched one to one within 4 µm. Expression is compared, for every "
+        "estimator, on the same cells: those whose type is present in their spot, matched to the nearest true cell of "
+        "that type; the cosine runs over the genes of the panel."
+    ]
+    if scored is not None:
+        notes.append(f"{int(scored):,} cells are compared in expression.")
+    yield Block("Accuracy against the truth", notes, [Table(["what", "value"], rows)])
+
+
+def _section(section: SectionView, study: StudyView, styles: Mapping[str, Style]) -> list[Block]:
+    title = "Maps" if len(study.sections) == 1 else f"Maps of {section.name}"
+    slide, cells = [], []
+    if section.overview is not None:
+        slide.append(draw_slide(section))
+    if section.crop is not None:
+        slide.append(draw_nuclei(section.crop, styles, name=section.name, spot_diameter_um=section.spot_diameter_um))
+    if section.cells is not None and len(section.cells):
+        cells.append(draw_cells(section, styles))
+    composition = [] if section.proportions is None else [draw_composition(section, study.types, styles)]
+    marker = [] if section.marker is None or section.cells is None else [draw_marker(section)]
+    blocks = [Block(title, pictures=slide)]
+    if section.overview is None:
+        blocks = [Block(title, ["This section has no image; cells are placed where the study or the model puts them."])]
+    if cells or composition:
+        blocks.append(Block("Cell types in space", pictures=cells + composition, level=3))
+    if marker:
+        blocks.append(Block("One gene before and after", pictures=marker, level=3))
+    return blocks
+
+
+def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
+    typed = [section for section in study.sections if section.type_counts]
+    if not typed:
+        return
+    header = ["section", "overdispersion σ", "sweeps", "labels used", "cells with probability ≥ 0.5", "≥ 0.9"]
+    rows = []
+    for section in typed:
+        sure = section.confidence
+        shares = ["–", "–"] if sure is None else [f"{np.mean(sure >= level):.0%}" for level in (0.5, 0.9)]
+        sweeps = section.identify.get("n_sweeps", max(len(section.energy) - 1, 0))
+        labels = str(study.options.get("identify", {}).get("labels", "–"))
+        rows.append([section.name, _number(section.identify.get("sigma")), str(sweeps), labels, *shares])
+    pictures = [draw_type_shares(typed, styles)]
+    with_energy = [section for section in typed if len(section.energy)]
+    if with_energy:
+        pictures.append(draw_energy(with_energy))
+    pictures += [picture for section in typed if (picture := draw_uncertainty(section)) is not None]
+    notes = [
+        "Counts alone seldom tell which of two neighbouring nuclei in one spot has which type: read the composition of "
+        "a spot as the result, and the type of a single nucleus with its probability."
+    ]
+    yield Block("Cell types and how sure they are", notes, [Table(header, rows)], pictures)
+
+
+def _expression(study: StudyView) -> Iterator[Block]:
+    chosen = [section for section in study.sections if section.decompose]
+    if not chosen and study.training is None:
+        return
+    notes, tables = [], []
+    for section in chosen:
+        summary = section.decompose
+        notes.append(
+            f"{section.name}: {summary.get('estimator', '?')} was used. {_sentence(summary.get('reason', ''))}"
+        )
+        candidates = summary.get("candidates", {})
+        if candidates:
+            tables.append(_candidates(section.name, candidates, str(summary.get("estimator"))))
+    pictures = [] if study.training is None or not len(study.training) else [draw_training(study.training)]
+    yield Block("Expression: which estimator, and why", notes, tables, pictures)
+
+
+def _candidates(name: str, candidates: Mapping[str, Any], chosen: str) -> Table:
+    keys = sorted({key for scores in candidates.values() if isinstance(scores, Mapping) for key in scores})
+    ranked = sorted(candidates, key=lambda one: -_score(candidates[one]))
+    rows = []
+    for one in ranked:
+        scores = candidates[one] if isinstance(candidates[one], Mapping) else {"cosine": candidates[one]}
+        rows.append([one + (" (used)" if one == chosen else ""), *(_number(scores.get(k)) for k in keys or ["cosine"])])
+    caption = f"{name}: estimators on spots simulated from held-out reference cells (cosine with the true cells)."
+    return Table(["estimator", *(keys or ["cosine"])], rows, caption)
+
+
+def _score(scores: Any) -> float:
+    value = scores.get("cosine", 0.0) if isinstance(scores, Mapping) else scores
+    return float(value) if value is not None else 0.0
+
+
+def _interactions(study: StudyView) -> Iterator[Block]:
+    table = study.interactions
+    if table is None:
+        return
+    kept = table[table["selected"]] if len(table) else table
+    notes = [
+        f"{len(kept):,} of {len(table):,} tests pass the filter (adjusted p < 0.25, |log2 fold change| > 0.1, at least "
+        "10 cells with the ligand and with the receptor). Cells touch when a Delaunay edge joins them. Expression of "
+        "cells in one spot is estimated jointly, so p-values describe these estimates, not independent measurements."
+    ]
+    if not len(kept):
+        yield Block("Ligand-receptor interactions", notes)
+        return
+    top = kept.sort_values("interaction_score", ascending=False).head(TOP_ROWS)
+    columns = ["section", "sender", "receiver", "ligand", "receptor", "log2fc", "p", "p_adjusted", "interaction_score"]
+    header = ["section", "sender", "receiver", "ligand", "receptor", "log2 FC", "p", "adjusted p", "score"]
+    rows = _rows(top, columns)
+    yield Block("Ligand-receptor interactions", notes, [Table(header, rows)], [draw_interactions(top)])
+
+
+def _genes(study: StudyView) -> Iterator[Block]:
+    tables, notes = [], []
+    variable = study.variable_genes
+    if variable is not None and len(variable):
+        for test, text in (
+            ("over_tissue", "vary over the tissue"),
+            ("beyond_cell_types", "vary beyond what cell type composition explains"),
+        ):
+            part = variable[variable["test"] == test]
+            if not len(part):
+                continue
+            found = int((part["p_adjusted"] < 0.05).sum())
+            notes.append(f"{found:,} of {len(part):,} tested genes {text} (SPARK-X, adjusted p < 0.05).")
+            rows = _rows(
+                part.sort_values(["p", "gene"]).head(TOP_ROWS // 2), ["section", "gene", "kernel", "p", "p_adjusted"]
+            )
+            caption = f"Genes that {text}: the first {len(rows)}"
+            tables.append(Table(["section", "gene", "best kernel", "p", "adjusted p"], rows, caption))
+    changing = study.spatial_de
+    if changing is not None and len(changing):
+        found = int((changing["p_adjusted"] < 0.05).sum())
+        notes.append(
+            f"{found:,} of {len(changing):,} pairs of cell type and gene change over the tissue inside the type "
+            "(C-SIDE model, adjusted p < 0.05)."
+        )
+        top = changing.sort_values(["p", "gene"]).head(TOP_ROWS // 2)
+        rows = _rows(top, ["section", "cell_type", "gene", "log2_sd", "p", "p_adjusted"])
+        header = ["section", "cell type", "gene", "sd of log2 change", "p", "adjusted p"]
+        tables.append(Table(header, rows, f"Genes that change inside a cell type: the first {len(rows)}"))
+    if tables:
+        yield Block("Genes that vary in space", notes, tables)
+
+
+def _quarantine(study: StudyView) -> Block:
+    rows = [[stage.name, unit, reason] for stage in study.stages for unit, reason in stage.failed.items()]
+    low = [
+        [section.name, str(name), f"{count:,}"]
+        for section in study.sections
+        if "status" in section.spots
+        for name, count in section.spots["status"].value_counts().items()
+        if name != "ok"
+    ]
+    if not rows and not low:
+        return Block("Quarantined items", ["None: every spot, cell and unit of work finished."])
+    tables = []
+    if rows:
+        caption = "" if len(rows) <= MAX_FAILED_ROWS else f"The first {MAX_FAILED_ROWS} of {len(rows):,}"
+        tables.append(Table(["stage", "item", "reason"], rows[:MAX_FAILED_ROWS], caption))
+    if low:
+        tables.append(Table(["section", "status", "spots"], low, "Spots that are kept but were not used"))
+    return Block("Quarantined items", tables=tables)
+
+
+def _costs(study: StudyView) -> Block:
+    header = ["stage", "done", "wall time", "CPU time", "peak memory", "projected", "failed"]
+    rows = [
+        [
+            stage.name,
+            f"{stage.done}/{stage.total}",
+            duration(stage.cost.get("seconds", 0.0)),
+            duration(stage.cost.get("cpu_seconds", 0.0)),
+            f"{stage.cost.get('peak_rss_bytes', 0) / GIB:.2f} GiB",
+            f"{stage.cost.get('projected_peak_bytes', 0) / GIB:.2f} GiB",
+            str(len(stage.failed)),
+        ]
+        for stage in study.stages
+        if stage.cost
+    ]
+    pictures = [draw_costs(study.stages)] if rows else []
+    notes = ["Memory is the largest resident size of one worker process; the report itself is not included."]
+    return Block("Time and memory", notes, [Table(header, rows)], pictures)
+
+
+def _settings(study: StudyView) -> Block:
+    rows = [[stage, name, _plain(value)] for stage, table in study.options.items() for name, value in table.items()]
+    versions = [[name, version] for name, version in study.versions.items()]
+    tables = [Table(["stage", "option", "value"], rows, "Options of this run")]
+    return Block("Options and versions", tables=[*tables, Table(["library", "version"], versions, "Versions")])
+
+
+def _rows(table: pd.DataFrame, columns: Sequence[str]) -> list[list[str]]:
+    return [[_number(value) for value in row] for row in table[list(columns)].itertuples(index=False)]
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    number = float(value)
+    if not np.isfinite(number):
+        return "–"
+    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else f"{number:.3g}" if abs(number) < 100 else f"{number:,.0f}"
+
+
+def _plain(value: Any) -> str:
+    return "default" if value is None else str(value)
+
+
+def _sentence(text: object) -> str:
+    words = str(text).strip()
+    words = words[:1].upper() + words[1:]
+    return words if not words or words.endswith(".") else words + "."
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: seconds below two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,211 @@
+"""Maps of a section: the slide, nuclei, cells by type, composition of spots, one gene before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.report.drawing import (
+    Extent,
+    extent_of,
+    figure,
+    map_axes,
+    map_size,
+    point_area,
+    scatter_types,
+    to_png,
+    type_legend,
+)
+from spatialscope_dist.report.page import Picture
+from spatialscope_dist.report.palette import SEQUENTIAL, Style
+from spatialscope_dist.report.views import CropView, ImageView, SectionView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.float64]
+CELL_DIAMETER_UM = 8.0
+
+
+def section_extent(section: SectionView) -> Extent:
+    """Return the extent in µm that every map of a section shares: its spots and a margin."""
+    return extent_of(places(section.spots), 0.75 * section.spot_diameter_um + 10)
+
+
+def places(frame: object) -> Array:
+    """Return (y, x) µm of the rows of a frame, (rows, 2)."""
+    return np.asarray(frame[["y_um", "x_um"]], dtype=np.float64)  # type: ignore[index]
+
+
+def draw_slide(section: SectionView) -> Picture:
+    """Return the slide where the spots are, beside the spots' total counts."""
+    extent = section_extent(section)
+    assert section.overview is not None
+    with figure(1, 2, size=map_size(extent, columns=2, extra=0.7)) as (drawn, axes):
+        _show(axes[0], section.overview)
+        map_axes(axes[0], extent, title="Histology")
+        if section.crop is not None:
+            _box(axes[0], section.crop.image)
+        map_axes(axes[1], extent, title="Total counts per spot")
+        drawn.draw_without_rendering()
+        _colour_spots(axes[1], section, section.spots["total_counts"].to_numpy(np.float64), "UMI")
+        caption = (
+            f"{section.name}: histology and the {_number(len(section.spots), section.n_spots, 'spots')}, same field "
+            "and orientation (rows of the image run down). "
+            + ("The box is enlarged below. " if section.crop is not None else "")
+            + "Colours end at the 99th percentile."
+        )
+        return Picture(to_png(drawn), caption, f"histology and total counts of {section.name}")
+
+
+def draw_nuclei(crop: CropView, styles: Mapping[str, Style], *, name: str, spot_diameter_um: float) -> Picture:
+    """Return a part of the slide as it is, and with the outlines of the nuclei coloured by cell type."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patches import Circle
+
+    image = crop.image
+    height, width = (side * image.pixel_size_um for side in image.pixels.shape[:2])
+    extent = (image.corner_um[0], image.corner_um[0] + height, image.corner_um[1], image.corner_um[1] + width)
+    present = [kind for kind in crop.types if kind]
+    with figure(1, 2, size=map_size(extent, columns=2, extra=1.6 if present else 0.0)) as (drawn, axes):
+        for panel, title in zip(axes, ("Histology", "Nuclei found"), strict=True):
+            _show(panel, image)
+            map_axes(panel, extent, title=title)
+        lines = [np.concatenate([outline, outline[:1]])[:, ::-1] for outline in crop.outlines]
+        colours = [styles[kind].colour if kind in styles else "white" for kind in crop.types]
+        widths = [1.8 if kind in styles else 0.7 for kind in crop.types]
+        axes[1].add_collection(LineCollection(lines, colors=colours, linewidths=widths))
+        for y, x in crop.spots_um:
+            ring = Circle((x, y), spot_diameter_um / 2, fill=False, ls=(0, (4, 3)), ec="#202020", lw=0.9)
+            axes[1].add_patch(ring)
+        if present:
+            type_legend(drawn, styles, present)
+        caption = (
+            f"{name}: {len(crop.outlines)} nuclei in a field of {width:.0f} × {height:.0f} µm. Dashed circles are "
+            "spots; nuclei inside are coloured by cell type, thin white outlines lie outside every spot, untyped."
+        )
+        return Picture(to_png(drawn), caption, f"nuclei of {name}")
+
+
+def draw_cells(section: SectionView, styles: Mapping[str, Style]) -> Picture:
+    """Return the map of cells by type."""
+    assert section.cells is not None
+    extent = section_extent(section)
+    with figure(1, 1, size=map_size(extent, width=8.4, extra=1.9)) as (drawn, axes):
+        map_axes(axes[0], extent)
+        types = section.cells["cell_type"].astype(str).tolist()
+        type_legend(drawn, styles, types)
+        drawn.draw_without_rendering()
+        area = point_area(axes[0], extent, CELL_DIAMETER_UM, smallest=_smallest(len(section.cells)))
+        scatter_types(axes[0], places(section.cells), types, styles=styles, area=area)
+        note = _number(len(section.cells), section.n_cells, "cells")
+        caption = f"{section.name}: {note} at the places of their nuclei, by cell type. Points mark places, not sizes."
+        return Picture(to_png(drawn), caption, f"cells of {section.name} by type")
+
+
+def draw_composition(section: SectionView, types: Sequence[str], styles: Mapping[str, Style]) -> Picture:
+    """Return one small map per frequent type: its share of every spot."""
+    assert section.proportions is not None
+    mean = np.nan_to_num(section.proportions).mean(axis=0)
+    chosen = np.argsort(-mean, kind="stable")[: min(8, len(types))]
+    extent = section_extent(section)
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    width, height = map_size(extent, columns=columns, extra=0.8)
+    with figure(rows, columns, size=(width, min(height * rows, 10.0))) as (drawn, axes):
+        for panel in axes[len(chosen) :]:
+            panel.set_visible(False)
+        for panel, kind in zip(axes, chosen, strict=False):
+            map_axes(panel, extent, title=types[kind])
+        drawn.draw_without_rendering()
+        for panel, kind in zip(axes, chosen, strict=False):
+            points = _spots(panel, section, section.proportions[:, kind], (0.0, 1.0))
+        bar = drawn.colorbar(points, ax=axes[: len(chosen)], shrink=0.6, pad=0.01, aspect=30)
+        bar.set_label("share of the spot")
+        more = f"the {len(chosen)} most frequent of {len(types)} types" if len(types) > len(chosen) else "all types"
+        caption = (
+            f"{section.name}: share of each cell type in every spot (posterior mean), {more}, one scale from 0 to 1."
+        )
+        return Picture(to_png(drawn), caption, f"composition of the spots of {section.name}")
+
+
+def draw_marker(section: SectionView) -> Picture:
+    """Return one gene before (counts of spots) and after (expression of cells)."""
+    assert section.marker is not None
+    assert section.cells is not None
+    marker, extent = section.marker, section_extent(section)
+    with figure(1, 2, size=map_size(extent, columns=2, extra=1.2)) as (drawn, axes):
+        map_axes(axes[0], extent, title=f"{marker.gene}: measured in spots")
+        map_axes(axes[1], extent, title=f"{marker.gene}: estimated in cells")
+        drawn.draw_without_rendering()
+        _colour_spots(axes[0], section, marker.spots, "UMI per spot")
+        top = _top(marker.cells)
+        order = np.argsort(marker.cells, kind="stable")
+        spots = places(section.cells)[order]
+        area = point_area(axes[1], extent, CELL_DIAMETER_UM, smallest=_smallest(len(spots)))
+        points = axes[1].scatter(
+            spots[:, 1], spots[:, 0], s=area, c=marker.cells[order], vmin=0, vmax=top, cmap=SEQUENTIAL, linewidths=0
+        )
+        drawn.colorbar(points, ax=axes[1], shrink=0.7, pad=0.01, extend="max").set_label(
+            "posterior mean counts per cell"
+        )
+        caption = (
+            f"{section.name}: {marker.gene} ({marker.reason}) as raw counts of spots, and as posterior mean counts of "
+            "single cells on the reference's scale. Colours run from 0 to the 99th percentile; high cells come last."
+        )
+        return Picture(to_png(drawn), caption, f"{marker.gene} in spots and cells of {section.name}")
+
+
+def _show(axes: Axes, view: ImageView) -> None:
+    height, width = (side * view.pixel_size_um for side in view.pixels.shape[:2])
+    top, left = view.corner_um
+    axes.imshow(view.pixels, extent=(left, left + width, top + height, top), interpolation="antialiased")
+
+
+def _box(axes: Axes, view: ImageView) -> None:
+    from matplotlib.patches import Rectangle
+
+    height, width = (side * view.pixel_size_um for side in view.pixels.shape[:2])
+    corner = (view.corner_um[1], view.corner_um[0])
+    axes.add_patch(Rectangle(corner, width, height, fill=False, ec="black", lw=1.6))
+
+
+def _colour_spots(axes: Axes, section: SectionView, values: Array, label: str) -> None:
+    points = _spots(axes, section, values, (0.0, _top(values)))
+    drawn = axes.figure
+    assert drawn is not None
+    drawn.colorbar(points, ax=axes, shrink=0.7, pad=0.01, extend="max").set_label(label)
+
+
+def _spots(axes: Axes, section: SectionView, values: Array, limits: tuple[float, float]):  # type: ignore[no-untyped-def]
+    """Draw spots as circles of their true size, coloured by a value."""
+    from matplotlib.collections import EllipseCollection
+
+    centres = places(section.spots)
+    size = np.full(len(centres), section.spot_diameter_um)
+    circles = EllipseCollection(
+        size, size, np.zeros(len(centres)), units="xy", offsets=centres[:, ::-1], offset_transform=axes.transData
+    )
+    circles.set_array(np.ma.masked_invalid(values))
+    circles.set_cmap(SEQUENTIAL)
+    circles.set_clim(*limits)
+    axes.add_collection(circles)
+    return circles
+
+
+def _smallest(count: int) -> float:
+    """Return the smallest diameter of a point, in points, at which this many are seen and do not hide each other."""
+    return 3.4 if count < 2000 else 2.2 if count < 10000 else 1.3
+
+
+def _top(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    high = float(np.percentile(finite, 99)) if len(finite) else 1.0
+    return high if high > 0 else max(float(finite.max(initial=0.0)), 1.0)
+
+
+def _number(drawn: int, total: int, what: str) -> str:
+    return f"{total:,} {what}" if drawn == total else f"{drawn:,} of {total:,} {what} (a random subset, for legibility)"
