@@ -201,7 +201,7 @@ CASES = {
         more="[identify]\nn_cells_column = 'n'",
     ),
     "transform": Case(spots(), ("invertible affine",), {"transform": [[1, 0, 0], [1, 0, 0], [0, 0, 1]]}),
-    "paste": Case(spots(), ("align", "transform"), {"align": "paste"}),
+    "paste": Case(spots(), ("the first section aligned", "transform"), {"align": "paste"}),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,18 @@ def _check_alignment(study: Study, findings: Findings) -> None:
             found = str([list(row) for row in section.transform])
             findings.problem(where, found, "an invertible affine map with the last row [0, 0, 1]", "Correct it.")
         if section.align == "paste":
-            found = 'align = "paste"'
-            remedy = "Align the sections beforehand and give each its transform, (x, y, 1) → common µm."
-            findings.problem(f"section {section.name}: align", found, 'align = "given"', remedy)
+            _check_paste(study, section, findings)
+
+
+def _check_paste(study: Study, section: SectionSpec, findings: Findings) -> None:
+    where = f"section {section.name}: align"
+    remedy = "Or give its transform, (x, y, 1) → common µm."
+    if section is study.sections[0]:
+        findings.problem(where, "the first section aligned", "a section before it", f"Change the order. {remedy}")
+    if section.transform != SectionSpec.model_fields["transform"].default:
+        findings.problem(where, 'both transform and align = "paste"', "one of them", "Remove one.")
+    try:
+        distribution("paste-modern")
+    except PackageNotFoundError:
+        install = "Install it: pip install 'spatialscope_dist[align]'."
+        findings.problem(where, "PASTE is not installed", "the package paste-modern", f"{install} {remedy}")
