@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from spatialscope_dist.stages.slide import (
     projected_tasks,
     segment_slide,
 )
-from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, write_frame
 
@@ -38,10 +38,17 @@ def items(context: Context) -> list[str]:
 
 def skip_reason(context: Context, item: str) -> str | None:
     """Return why the section is not segmented, None when it is."""
-    section = context.study.section(item)
+    section, options = context.study.section(item), context.study.options
     if section.nuclei is not None:
         return "nuclei are given"
-    return "no image" if section.image is None else None
+    if section.image is None:
+        return "no full-resolution image"
+    if section.platform == "merfish":
+        return "every location is one cell"
+    size = context.facts.sections[item].pixel_size_um
+    if options.identify.n_cells_column is not None and size is not None and size > options.segment.max_pixel_size_um:
+        return f"cells per spot are given, and the image is coarse ({size:.3g} µm per pixel)"
+    return None
 
 
 def inputs(context: Context, item: str) -> dict[str, Any]:
@@ -110,10 +117,12 @@ def _slide(context: Context, item: str, *, ingest: Path, section: dict[str, Any]
 
 
 def _view(levels: Path) -> tuple[str | None, float]:
-    for level in sorted(levels.glob("[0-9]*"), key=lambda path: int(path.name)):
-        array = open_array(level)
-        if array.shape[1] * array.shape[2] <= VIEW_PIXELS:
-            return str(level), float(str(array.attrs["scale"]))
+    import zarr
+
+    group: Any = zarr.open_group(str(levels), mode="r")
+    for number, factor in enumerate(group.attrs["scales"]):
+        if math.prod(group[str(number)].shape[1:]) <= VIEW_PIXELS:
+            return str(levels / str(number)), float(factor)
     return None, 1.0
 
 

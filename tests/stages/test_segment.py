@@ -1,0 +1,154 @@
+"""Segmenting a slide: the same nuclei however it is divided; cells per spot; `segment-image`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from spatialscope_dist.engine.cluster import ClusterSettings
+from spatialscope_dist.errors import BadInput
+from spatialscope_dist.options import SegmentOptions
+from spatialscope_dist.readers.images import open_image, viewing_blocks
+from spatialscope_dist.simulate import SimulatedStudy, SimulationSettings, simulate
+from spatialscope_dist.stages.segment import count_cells
+from spatialscope_dist.stages.segment_image import segment_one_image
+from spatialscope_dist.stages.slide import Slide, segment_slide
+from spatialscope_dist.store.arrays import create_array, read_array, write_array, write_region
+
+
+@pytest.fixture(scope="module")
+def study() -> SimulatedStudy:
+    """Return a simulated section of four windows at 0.5 µm per pixel."""
+    return simulate(SimulationSettings(n_spots=12), seed=3)
+
+
+def _in_process(function: Callable[..., Any], units: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: function(**arguments) for name, arguments in units.items()}
+
+
+def _in_process_backwards(function: Callable[..., Any], units: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: function(**units[name]) for name in reversed(units)}
+
+
+def _slide(study: SimulatedStudy, folder: Path, **options: Any) -> Slide:
+    shape = study.image.shape
+    image = folder / "image.zarr"
+    create_array(image, shape=shape, dtype=np.uint8, chunks=(3, 256, 256), axes=("c", "y", "x"))
+    write_region(image, tuple(slice(0, length) for length in shape), study.image)
+    ((_, view),) = viewing_blocks(open_image(image), 4)
+    write_array(folder / "view.zarr", view, axes=("c", "y", "x"))
+    return Slide(
+        image=str(image),
+        shape=shape,
+        pixel_size_um=0.5,
+        view=str(folder / "view.zarr"),
+        view_factor=4.0,
+        options=SegmentOptions(model="demo", model_pixel_size_um=0.5, **options),
+        output=str(folder / "out"),
+    )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    frame = pd.read_parquet(folder / "nuclei.parquet")
+    arrays = {name: read_array(folder / f"{name}.zarr") for name in ("labels", "polygons")}
+    arrays |= {column: frame[column].to_numpy() for column in frame.columns}
+    return {name: hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() for name, values in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def segmented(study: SimulatedStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output folder of the section segmented window by window."""
+    slide = _slide(study, tmp_path_factory.mktemp("segmented"), tile=1024)
+    assert segment_slide(slide, _in_process)["windows"] == 4
+    return slide.folder
+
+
+def test_segment_slide__same_bytes_for_two_tiles_and_orders(
+    study: SimulatedStudy, segmented: Path, tmp_path: Path
+) -> None:
+    slide = _slide(study, tmp_path, tile=4096)
+    segment_slide(slide, _in_process_backwards)
+    assert _digests(slide.folder) == _digests(segmented)
+    assert not (slide.folder / "candidates").exists()
+
+
+def test_segment_slide__finds_the_planted_nuclei(study: SimulatedStudy, segmented: Path) -> None:
+    found = pd.read_parquet(segmented / "nuclei.parquet")[["y_um", "x_um"]].to_numpy()
+    planted = study.nuclei.centres_um
+    assert (cKDTree(found).query(planted)[0] < 3.0).mean() >= 0.9
+    assert (cKDTree(planted).query(found)[0] < 3.0).mean() >= 0.9
+
+
+def test_segment_slide__blank_slide(study: SimulatedStudy, tmp_path: Path) -> None:
+    slide = _slide(study, tmp_path)
+    write_array(tmp_path / "view.zarr", np.full((3, 400, 400), 240, np.uint8), axes=("c", "y", "x"))
+    found = segment_slide(slide, _in_process)
+    assert (found["nuclei"], found["windows_predicted"]) == (0, 0)
+    assert not read_array(slide.folder / "labels.zarr").any()
+
+
+def test_segment_slide__grey_image_with_rgb_model(study: SimulatedStudy, tmp_path: Path) -> None:
+    grey = study.image.mean(axis=0, keepdims=True).astype(np.uint8)[:, :600, :600]
+    write_array(tmp_path / "grey.zarr", grey, axes=("c", "y", "x"))
+    options = SegmentOptions(model="demo", model_pixel_size_um=0.5)
+    slide = Slide(str(tmp_path / "grey.zarr"), grey.shape, 0.5, None, 1.0, options, str(tmp_path / "out"))
+    assert segment_slide(slide, _in_process)["windows_predicted"] == 1
+
+
+def test_count_cells__every_spot_is_kept_and_dropped_cells_are_counted(tmp_path: Path) -> None:
+    nuclei = pd.DataFrame(
+        {"y_um": [0.0, 1.0, 2.0, 50.0, 101.0], "x_um": 0.0, "probability": np.float32([0.9, 0.5, 0.7, 0.8, 0.6])}
+    )
+    spots = pd.DataFrame({"spot_id": ["a", "b", "c"], "y_um": [0.0, 100.0, 300.0], "x_um": 0.0})
+    nuclei.to_parquet(tmp_path / "nuclei.parquet")
+    spots.to_parquet(tmp_path / "in.parquet")
+    paths = {"nuclei": str(tmp_path / "nuclei.parquet"), "spots": str(tmp_path / "in.parquet")}
+    counted = count_cells(**paths, output=str(tmp_path), diameter_um=55.0, cap=2)
+    found = pd.read_parquet(tmp_path / "nuclei.parquet")
+    assert found["spot_id"].fillna("").tolist() == ["a", "a", "a", "", "b"]
+    assert found["is_cell"].tolist() == [True, False, True, False, True]
+    per_spot = pd.read_parquet(tmp_path / "spots.parquet")
+    assert per_spot[["n_nuclei", "n_cells"]].to_numpy().tolist() == [[3, 2], [1, 1], [0, 0]]
+    assert (counted["dropped_by_cap"], counted["spots_without_nucleus"]) == (1, 1)
+
+
+def test_segment_one_image__equals_the_stage_with_two_workers(
+    study: SimulatedStudy, segmented: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(study.image.transpose(1, 2, 0)).save(tmp_path / "image.png")
+    # called 0.25 µm per pixel, the model's nominal size, so that nothing is rescaled
+    count = segment_one_image(
+        tmp_path / "image.png",
+        tmp_path / "labels.tif",
+        ClusterSettings(workers=2, memory_limit_bytes=4 << 30),
+        model="demo",
+        pixel_size_um=0.25,
+        tile=1024,
+        nuclei=tmp_path / "nuclei.parquet",
+    )
+    labels = tifffile.imread(tmp_path / "labels.tif")
+    assert count == labels.max() > 100
+    np.testing.assert_array_equal(labels, read_array(segmented / "labels.zarr"))
+    columns = ["nucleus_id", "y_px", "x_px", "probability"]
+    one, other = pd.read_parquet(tmp_path / "nuclei.parquet"), pd.read_parquet(segmented / "nuclei.parquet")
+    pd.testing.assert_frame_equal(one[columns], other[columns])
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_segment_one_image__refuses_before_starting_workers(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "image.png")
+    settings = ClusterSettings(workers=1, memory_limit_bytes=4 << 30)
+    with pytest.raises(BadInput, match="too coarse"):
+        segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo", pixel_size_um=17.0)
+    with pytest.raises(BadInput, match="--pixel-size-um"):
+        segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo")
+    assert not (tmp_path / "o.tif").exists()
