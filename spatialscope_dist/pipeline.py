@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -105,10 +105,10 @@ def check(study: Study) -> list[str]:
     return warnings
 
 
-def plan(study: Study, settings: ClusterSettings) -> dict[str, dict[str, int]]:
+def plan(study: Study, settings: ClusterSettings, *, stages: Sequence[str] = STAGES) -> dict[str, dict[str, int]]:
     """Return tasks, projected peak bytes of a worker and bytes on disk of every stage."""
     context = _context(study, settings, Events())
-    return {name: _stage_plan(stage_module(name), context) for name in STAGES}
+    return {name: _stage_plan(stage_module(name), context) for name in stages}
 
 
 def refuse_what_does_not_fit(planned: dict[str, dict[str, int]], settings: ClusterSettings, root: Path) -> None:
@@ -161,8 +161,8 @@ def run(
     chosen = _between(first, until)
     for warning in check(study):
         events.emit("warning", text=warning)
-    planned = plan(study, settings)
-    refuse_what_does_not_fit({name: planned[name] for name in chosen}, settings, study.output)
+    planned = plan(study, settings, stages=chosen)
+    refuse_what_does_not_fit(planned, settings, study.output)
     require_writable(study.output)
     context = _context(study, settings, events)
     _require_earlier(context, STAGES[: STAGES.index(chosen[0])])

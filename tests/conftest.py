@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import small_study
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,25 @@ def data() -> Path:
     if not folder:
         pytest.skip("SPATIALSCOPE_DATA is not set: real data is not available")
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A small study that was run from raw input to report."""
+
+    study: Path
+    output: Path
+    events: list[dict[str, Any]]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.events[-1]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The small study, run once with two workers; tests only read it."""
+    folder = tmp_path_factory.mktemp("small")
+    study = small_study.write_small_study(folder / "input")
+    output = folder / "output"
+    return Finished(study, output, small_study.run(study, output, "--workers", "2"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -119,6 +120,7 @@ def _attach(scheduler: str) -> Client:
 def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     gpus = (settings.gpus if settings.gpus is not None else count_gpus()) if gpu else 0
     specs: dict[int, dict[str, Any]] = {}
     for number in range(gpus or settings.workers):
@@ -126,13 +128,14 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
             "nthreads": 1,
             "memory_limit": settings.memory_limit_bytes,
             "dashboard_address": "127.0.0.1:0",
+            "silence_logs": logging.ERROR,
             "env": _environment(number if gpus and count_gpus() else None),
         }
         if gpus:
             options["resources"] = {"GPU": 1}
         specs[number] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    return Client(SpecCluster(workers=specs, scheduler=scheduler, silence_logs=40))
+    return Client(SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.ERROR))
 
 
 def _environment(gpu: int | None) -> dict[str, str]:

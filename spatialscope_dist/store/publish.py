@@ -44,6 +44,7 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     The new store is complete before it takes the place of the old one. Pixels are linked, not
     copied, where the file system allows it.
     """
+    import anndata
     import spatialdata
 
     fresh = target.with_name(f".{target.name}.new")
@@ -61,7 +62,8 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     if sources.segment is not None:
         elements["shapes"]["nucleus_polygons"] = _polygons(sources.segment, scale)
         elements["labels"] = {"nuclei": _empty_labels(sources.segment, scale)}
-    spatialdata.SpatialData(**elements).write(fresh)
+    with anndata.settings.override(auto_shard_zarr_v3=True):
+        spatialdata.SpatialData(**elements).write(fresh)
     if sources.segment is not None:
         _link_labels(sources.segment / "labels.zarr", fresh)
     switch_in(fresh, target)
