@@ -9,10 +9,11 @@ import h5py
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.readers.images import open_image
+from spatialscope_dist.readers.sections import counts_files
+from spatialscope_dist.readers.spaceranger import MATRIX
 from spatialscope_dist.study import Facts, ReferenceSpec, SectionFacts, SectionSpec, Study
 
 _CELLS_PER_SPOT = 8.0  # at 55 µm, a common density; projections of disk and tasks only
-_SPACERANGER_MATRIX = "filtered_feature_bc_matrix.h5"
 
 
 def read_facts(study: Study) -> Facts:
@@ -68,7 +69,10 @@ def _section_facts(section: SectionSpec) -> SectionFacts:
 
 def _matrix_size(section: SectionSpec) -> tuple[int, int, int]:
     if section.spaceranger is not None:
-        with h5py.File(section.spaceranger / _SPACERANGER_MATRIX) as file:
+        matrix = next((path for path in counts_files(section) if path.name.endswith(MATRIX)), None)
+        if matrix is None:
+            raise FileNotFoundError(f"no {MATRIX} in {section.spaceranger}")
+        with h5py.File(matrix) as file:
             n_genes, n_spots = (int(size) for size in file["matrix/shape"][:])
             return n_spots, n_genes, int(file["matrix/data"].shape[0])
     assert section.counts is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.readers.h5ad import read_counts_h5ad
 from spatialscope_dist.readers.spaceranger import files_of, picture_of, read_spaceranger
 from spatialscope_dist.readers.table import SpotTable
@@ -19,6 +20,10 @@ def read_spots(section: SectionSpec, *, n_cells_column: str | None = None) -> Sp
         When a file is missing, damaged or lacks a part.
     """
     if section.spaceranger is not None:
+        if n_cells_column is not None:
+            where = f"section {section.name}: {section.spaceranger.name}"
+            remedy = "Leave it out, or give the counts as h5ad with that column."
+            raise BadInput(Problem(where, "no obs columns", "counts as h5ad for identify.n_cells_column", remedy))
         return read_spaceranger(section)
     return read_counts_h5ad(section, n_cells_column=n_cells_column)
 

@@ -143,3 +143,19 @@ def test_read_spaceranger__real_section_as_spatialdata_io_reads_it(data: Path) -
     assert (sp.vstack(list(spots.raw_blocks())) != table.X).nnz == 0
     assert spots.pixel_size_um is not None
     assert spots.pixel_size_um * spots.given_to_px == pytest.approx(65 / 89.7, rel=2e-3)
+
+
+def test_read_facts__any_layout(folder: Path, tmp_path: Path) -> None:
+    from spatialscope_dist.readers.facts import read_facts
+    from tests import given_files as given
+
+    given.write_reference(tmp_path / "reference.h5ad")
+    (folder / "filtered_feature_bc_matrix.h5").rename(folder / "V1_filtered_feature_bc_matrix.h5")
+    given.write_study(tmp_path, section={"name": "A", "spaceranger": "run"})
+    facts = read_facts(given.load(tmp_path)).sections["A"]
+    assert (facts.n_spots, facts.n_genes) == (20, 5)
+
+
+def test_read_spots__no_column_of_cells(folder: Path) -> None:
+    with pytest.raises(BadInput, match="counts as h5ad for identify.n_cells_column"):
+        read_spots(SectionSpec(name="A", spaceranger=folder), n_cells_column="n")
