@@ -111,8 +111,8 @@ def _spots_table(sources: SectionSources, spots: pd.DataFrame) -> Any:
         obs["status"] = typed["status"].to_numpy(str)
         table.obs = obs
         for name in ("proportions", "weights"):
-            table.obsm[name] = pd.DataFrame(read_array(sources.identify / f"{name}.zarr"), obs.index, sources.types)
-    table.uns["spatialscope"] = _plain_notes(sources.notes)
+            table.obsm[name] = read_array(sources.identify / f"{name}.zarr")
+    table.uns["spatialscope"] = _plain_notes({**sources.notes, "cell_types": sources.types})
     return _annotate(table, "spot_circles", "spot_id")
 
 
@@ -250,9 +250,10 @@ def _link(source: str, target: str) -> str:
 
 
 def _plain_notes(notes: dict[str, Any]) -> dict[str, Any]:
-    """Return the notes as nested dicts of what anndata can write; lists become arrays."""
+    """Return the notes as nested dicts of what anndata can write: lists become arrays, "/" in names "|"."""
     plain: dict[str, Any] = {}
-    for name, value in notes.items():
+    for key, value in notes.items():
+        name = key.replace("/", "|")
         if isinstance(value, dict):
             plain[name] = _plain_notes(value)
         elif isinstance(value, list | tuple):
