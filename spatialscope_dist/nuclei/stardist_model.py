@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -209,8 +209,7 @@ def load_network(folder: str, *, threads: int = 1) -> Network:
 def _import_tensorflow(threads: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silence():
         import stardist.models  # noqa: F401
         import tensorflow as tf
     # Once TensorFlow has run an operation its thread pools are fixed.
@@ -220,7 +219,15 @@ def _import_tensorflow(threads: int) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Any:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+def _silence() -> Iterator[None]:
+    # TensorFlow's C++ code writes notices straight to file descriptor 2, whatever its log level.
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

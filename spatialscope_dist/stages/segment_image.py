@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
-from spatialscope_dist.errors import BadInput
+from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.stardist_model import model_folder, model_problems
 from spatialscope_dist.options import SegmentOptions
@@ -57,12 +58,14 @@ def segment_one_image(
     """
     opened = open_image(image)
     size = pixel_size_um or opened.pixel_size_um
-    options = SegmentOptions(model=model, **({} if tile is None else {"tile": tile}))
+    options = _options(model, tile)
     problems, _ = image_problems(str(image), size, options)
     problems += model_problems(model, where="--model")
+    if not out.resolve().parent.is_dir():
+        problems.append(Problem(str(out), "no such folder", "an existing folder", "Create it first."))
     if problems or size is None:
         raise BadInput(problems)
-    work = out.parent / f".{out.name}.{_work_key(image, size, options)[:16]}"
+    work = out.resolve().parent / f".{out.name}.{_work_key(image, size, options)[:16]}"
     units = Units(work / "units")
     pool = Pool(cluster, Events())
     try:
@@ -79,6 +82,14 @@ def segment_one_image(
     _write_tiff(out, work / "labels.zarr", size)
     shutil.rmtree(work)
     return int(found["nuclei"])
+
+
+def _options(model: str, tile: int | None) -> SegmentOptions:
+    try:
+        return SegmentOptions(model=model, **({} if tile is None else {"tile": tile}))
+    except ValidationError as error:
+        expected = "; ".join(detail["msg"] for detail in error.errors())
+        raise BadInput(Problem("--tile", str(tile), expected, "Leave it out: it never changes the result.")) from error
 
 
 def _work_key(image: Path, pixel_size_um: float, options: SegmentOptions) -> str:

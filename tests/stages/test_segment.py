@@ -151,4 +151,8 @@ def test_segment_one_image__refuses_before_starting_workers(tmp_path: Path) -> N
         segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo", pixel_size_um=17.0)
     with pytest.raises(BadInput, match="--pixel-size-um"):
         segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo")
+    with pytest.raises(BadInput, match="greater than or equal to 512"):
+        segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo", tile=3)
+    with pytest.raises(BadInput, match="no such folder"):
+        segment_one_image(tmp_path / "image.png", tmp_path / "a" / "o.tif", settings, model="demo", pixel_size_um=0.5)
     assert not (tmp_path / "o.tif").exists()
