@@ -6,8 +6,10 @@ With t the logarithm of the cell's own rate,
 
 and the trapezoid rule over t converges geometrically, so one matrix product gives the table for
 all counts and rates of interest. ∂log Q/∂log λ comes from the same integral with y − e^t inside.
-Look-ups are cubic Hermite in log λ. Counts above `DENSE_COUNTS` share rows at geometric counts and
-are interpolated at equal y/λ, where Q depends on y only through its Poisson width.
+Between rates, log Q is a cubic (Hermite) in λ. The rates of the table are 2^e (1 + j/2^b): the cell
+of a rate is then read off the bits of the number, without a logarithm. Counts above `DENSE_COUNTS`
+share rows at geometric counts and are interpolated at equal y/λ, where Q depends on y only
+through its Poisson width.
 """
 
 from __future__ import annotations
@@ -24,45 +26,37 @@ Density = Literal["heavy_tailed", "normal"]
 
 DENSE_COUNTS = 256
 MIN_RATE = 1e-4  # RCTD's floor on expected counts
+_FIRST_EXPONENT = -14  # 2**-14 < MIN_RATE
 _ROW_RATIO = 1.03
 _LOG_Q_FLOOR = -660.0
 _JOIN = 3.0  # the normal core ends here, in units of the overdispersion
+_MANTISSA_BITS = 52
+_EXPONENT_BIAS = 1023
 
 
 class Lookup(NamedTuple):
-    """The parts of a table the compiled look-up takes; see LikelihoodTable."""
+    """A table of log Q as the compiled look-up takes it.
+
+    Attributes
+    ----------
+    counts : (rows,), count of each row: 0, 1, …, DENSE_COUNTS, then geometric
+    cubic : (rows, cells, 4), coefficients of log Q in the position within a cell of rates
+    last : (rows, 2), log Q at the end of the table and ∂ log Q / ∂ log λ there
+    bits : b, cells per octave of rates are 2^b
+    """
 
     counts: NDArray[np.float64]
-    log_q: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    first: float
-    step: float
+    cubic: NDArray[np.float64]
+    last: NDArray[np.float64]
+    bits: int
 
 
 @dataclass(frozen=True)
 class LikelihoodTable:
-    """Table of log Q and its slope in log λ for one overdispersion.
-
-    Attributes
-    ----------
-    overdispersion : σ_ε
-    counts : (rows,), count of each row: 0, 1, …, DENSE_COUNTS, then geometric
-    log_q : (rows, grid), log Q at the grid of log rates
-    slope : (rows, grid), ∂ log Q / ∂ log λ there
-    first_log_rate, log_rate_step : the grid
-    """
+    """Table of log Q for one overdispersion σ_ε."""
 
     overdispersion: float
-    counts: NDArray[np.float64]
-    log_q: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    first_log_rate: float
-    log_rate_step: float
-
-    @property
-    def lookup(self) -> Lookup:
-        """Return the arrays the compiled look-up takes."""
-        return Lookup(self.counts, self.log_q, self.slope, self.first_log_rate, self.log_rate_step)
+    lookup: Lookup
 
     def lookup_for(self, counts: NDArray[Any]) -> Lookup:
         """Return the look-up, having made sure that it covers these counts.
@@ -71,8 +65,9 @@ class LikelihoodTable:
         ------
         ValueError : when a count lies beyond the table's last row
         """
-        if counts.size and float(counts.max()) > self.counts[-1]:
-            message = f"found a count of {counts.max():g}; expected at most {self.counts[-1]:g}, the table's last row"
+        largest = float(self.lookup.counts[-1])
+        if counts.size and float(counts.max()) > largest:
+            message = f"found a count of {counts.max():g}; expected at most {largest:g}, the table's last row"
             raise ValueError(message)
         return self.lookup
 
@@ -116,97 +111,147 @@ def likelihood_table(
     max_count : largest count of the section; it sets the rows and the range of rates
     """
     counts = table_counts(max_count)
-    step = min(0.05, overdispersion / 4.0)
-    n_fine = int(np.ceil(step / min(0.02, overdispersion / 5.0, 1.0 / np.sqrt(counts[-1]))))
-    fine = step / n_fine
-    first = np.log(MIN_RATE)
-    last = np.log(max(10.0 * counts[-1], 1e4))
-    n_rates = int(np.ceil((last - first) / step)) + 1
+    bits = int(np.clip(np.ceil(np.log2(4.0 * np.log(2.0) / overdispersion)), 4, 6))
+    n_octaves = int(np.ceil(np.log2(max(10.0 * counts[-1], 1e4)))) - _FIRST_EXPONENT
+    per_octave = int(np.ceil(np.log(2.0) / min(0.02, overdispersion / 5.0, 1.0 / np.sqrt(counts[-1]))))
+    fine = np.log(2.0) / per_octave
     below, above = int(np.ceil(12.0 / fine)), int(np.ceil(3.0 / fine))
-    logs = first + fine * np.arange(-below, (n_rates - 1) * n_fine + above + 1)
-    noise = _noise_matrix(len(logs), n_rates, n_fine, below, density_at=(overdispersion, kind, fine))
+    logs = fine * (_FIRST_EXPONENT * per_octave + np.arange(-below, n_octaves * per_octave + above + 1))
+    noise = _noise_matrix(logs, n_octaves, per_octave, bits, density_of=(overdispersion, kind)) * fine
     poisson = np.exp(counts[:, None] * logs[None] - np.exp(logs)[None] - gammaln(counts + 1.0)[:, None])
     q = poisson @ noise
     weighted = (poisson * (counts[:, None] - np.exp(logs)[None])) @ noise
     floor = np.exp(_LOG_Q_FLOOR)
     known = q > floor
-    return LikelihoodTable(
-        overdispersion=float(overdispersion),
-        counts=counts,
-        log_q=np.log(np.where(known, q, floor)),
-        slope=np.where(known, weighted / np.where(known, q, 1.0), 0.0),
-        first_log_rate=float(first),
-        log_rate_step=float(step),
-    )
+    log_q = np.log(np.where(known, q, floor))
+    slope = np.where(known, weighted / np.where(known, q, 1.0), 0.0)
+    last = np.stack([log_q[:, -1], slope[:, -1]], axis=1)
+    return LikelihoodTable(float(overdispersion), Lookup(counts, _cubics(log_q, slope, bits), last, bits))
 
 
 def _noise_matrix(
-    n_logs: int, n_rates: int, n_fine: int, below: int, *, density_at: tuple[float, Density, float]
+    logs: NDArray[np.float64], n_octaves: int, per_octave: int, bits: int, *, density_of: tuple[float, Density]
 ) -> NDArray[np.float64]:
-    """Return h_σ(t − log λ) dt for all t (rows) and log λ (columns): a Toeplitz matrix, strided."""
-    overdispersion, kind, fine = density_at
-    offsets = np.arange(-below - (n_rates - 1) * n_fine, n_logs - below, dtype=np.float64)
-    values = density(offsets * fine, overdispersion, kind) * fine
-    item = values.strides[0]
-    view = np.lib.stride_tricks.as_strided(
-        values[(n_rates - 1) * n_fine :], shape=(n_logs, n_rates), strides=(item, -n_fine * item), writeable=False
-    )
-    return np.ascontiguousarray(view)
+    """Return h_σ(t − log λ) for all t (rows) and the rates of the table (columns).
 
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _row_value(
-    log_q: NDArray[np.float64], slope: NDArray[np.float64], row: int, position: float, step: float
-) -> tuple[float, float, float]:
-    """Return log Q, ∂ and ∂² in log λ at a grid position; linear beyond either end of the grid."""
-    last = log_q.shape[1] - 1
-    if position <= 0.0:
-        return log_q[row, 0] + slope[row, 0] * position * step, slope[row, 0], 0.0
-    if position >= last:
-        return log_q[row, last] + slope[row, last] * (position - last) * step, slope[row, last], 0.0
-    left = int(position)
-    s = position - left
-    a, b = log_q[row, left], log_q[row, left + 1]
-    da, db = slope[row, left] * step, slope[row, left + 1] * step
-    c2 = 3.0 * (b - a) - 2.0 * da - db
-    c3 = 2.0 * (a - b) + da + db
-    value = a + s * (da + s * (c2 + s * c3))
-    first = (da + s * (2.0 * c2 + 3.0 * s * c3)) / step
-    return value, first, (2.0 * c2 + 6.0 * s * c3) / (step * step)
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def log_likelihood(count: float, log_rate: float, table: Lookup) -> tuple[float, float, float]:
-    """Return log Q(y, λ) and its first and second derivative in log λ (compiled)."""
-    position = (log_rate - table.first) / table.step
-    if count <= DENSE_COUNTS:
-        dense: tuple[float, float, float] = _row_value(table.log_q, table.slope, int(count), position, table.step)
-        return dense
-    row = DENSE_COUNTS + int(np.log(count / DENSE_COUNTS) / np.log(_ROW_RATIO))
-    row = min(max(row, DENSE_COUNTS), len(table.counts) - 2)
-    below, above = table.counts[row], table.counts[row + 1]
-    share = np.log(count / below) / np.log(above / below)
-    low = _row_value(table.log_q, table.slope, row, position - np.log(count / below) / table.step, table.step)
-    high = _row_value(table.log_q, table.slope, row + 1, position - np.log(count / above) / table.step, table.step)
-    return (
-        low[0] + share * (high[0] - low[0]),
-        low[1] + share * (high[1] - low[1]),
-        low[2] + share * (high[2] - low[2]),
-    )
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _log_likelihoods(counts: NDArray[np.float64], log_rates: NDArray[np.float64], table: Lookup) -> NDArray[np.float64]:
-    out = np.empty((len(counts), 3))
-    for i in range(len(counts)):
-        out[i, 0], out[i, 1], out[i, 2] = log_likelihood(counts[i], log_rates[i], table)
+    Octaves are whole numbers of steps of t apart, so one run of values serves all octaves of a j.
+    """
+    n_cells = 1 << bits
+    out = np.empty((len(logs), n_octaves * n_cells + 1))
+    step = logs[1] - logs[0]
+    before = np.arange(-(n_octaves * per_octave), 0) * step + logs[0]
+    span = np.concatenate([before, logs]) - _FIRST_EXPONENT * np.log(2.0)
+    for j in range(n_cells):
+        values = density(span - np.log1p(j / n_cells), *density_of)
+        for octave in range(n_octaves + (j == 0)):
+            start = (n_octaves - octave) * per_octave
+            out[:, octave * n_cells + j] = values[start : start + len(logs)]
     return out
+
+
+def _cubics(log_q: NDArray[np.float64], slope: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    """Return cubic Hermite coefficients in the position s ∈ [0, 1) of every cell, (rows, cells, 4)."""
+    relative = np.tile(1.0 / ((1 << bits) + np.arange(1 << bits)), (log_q.shape[1] - 1) >> bits)
+    left, right = log_q[:, :-1], log_q[:, 1:]
+    from_left = slope[:, :-1] * relative
+    from_right = slope[:, 1:] * relative / (1.0 + relative)
+    second = 3.0 * (right - left) - 2.0 * from_left - from_right
+    third = 2.0 * (left - right) + from_left + from_right
+    return np.ascontiguousarray(np.stack([left, from_left, second, third], axis=2))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _in_row(table: Lookup, row: int, rate: float, rate_bits: int) -> tuple[float, float, float]:
+    """Return log Q, ∂ and ∂² in λ within one row; linear in log λ beyond the table."""
+    shift = _MANTISSA_BITS - table.bits
+    cell = (rate_bits >> shift) - ((_EXPONENT_BIAS + _FIRST_EXPONENT) << table.bits)
+    if cell >= table.cubic.shape[1]:
+        beyond = np.log(rate) - (_FIRST_EXPONENT + (table.cubic.shape[1] >> table.bits)) * np.log(2.0)
+        slope = table.last[row, 1]
+        return table.last[row, 0] + slope * beyond, slope / rate, -slope / (rate * rate)
+    s = (rate_bits & ((1 << shift) - 1)) / (1 << shift)
+    width = 2.0 ** ((cell >> table.bits) + _FIRST_EXPONENT - table.bits)
+    c0, c1, c2, c3 = table.cubic[row, cell]
+    value = c0 + s * (c1 + s * (c2 + s * c3))
+    return value, (c1 + s * (2.0 * c2 + 3.0 * s * c3)) / width, (2.0 * c2 + 6.0 * s * c3) / (width * width)
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _shared_row(count: float, counts: NDArray[np.float64]) -> tuple[int, float]:
+    """Return the row below a large count and how far the count lies towards the next row."""
+    row = DENSE_COUNTS + int(np.log(count / DENSE_COUNTS) / np.log(_ROW_RATIO))
+    row = min(max(row, DENSE_COUNTS), len(counts) - 2)
+    return row, np.log(count / counts[row]) / np.log(counts[row + 1] / counts[row])
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def log_likelihoods_into(
+    out: NDArray[np.float64], counts: NDArray[np.float64], rates: NDArray[np.float64], table: Lookup
+) -> None:
+    """Write log Q and its first and second derivative in λ of each pair, (pairs, 3) (compiled).
+
+    `rates` are raised to MIN_RATE in place.
+    """
+    scaled = np.empty(2)
+    scaled_bits = scaled.view(np.int64)
+    for i in range(len(counts)):
+        rates[i] = max(rates[i], MIN_RATE)
+    rate_bits = rates.view(np.int64)
+    for i in range(len(counts)):
+        if counts[i] <= DENSE_COUNTS:
+            out[i, 0], out[i, 1], out[i, 2] = _in_row(table, int(counts[i]), rates[i], rate_bits[i])
+            continue
+        row, share = _shared_row(counts[i], table.counts)
+        out[i] = 0.0
+        for side in range(2):
+            ratio = table.counts[row + side] / counts[i]
+            scaled[side] = max(rates[i] * ratio, MIN_RATE)
+            value, first, second = _in_row(table, row + side, scaled[side], scaled_bits[side])
+            weight = share if side else 1.0 - share
+            out[i, 0] += weight * value
+            out[i, 1] += weight * first * ratio
+            out[i, 2] += weight * second * ratio * ratio
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def add_log_likelihoods(
+    total: NDArray[np.float64], count: float, rates: NDArray[np.float64], table: Lookup, weight: float
+) -> None:
+    """Add weight · log Q of one count at many rates to `total`, (rates,) (compiled).
+
+    `rates` are raised to MIN_RATE in place.
+    """
+    if count > DENSE_COUNTS:
+        row, share = _shared_row(count, table.counts)
+        low = rates * (table.counts[row] / count)
+        high = rates * (table.counts[row + 1] / count)
+        _add_row(total, row, low, table, weight * (1.0 - share))
+        _add_row(total, row + 1, high, table, weight * share)
+    else:
+        _add_row(total, int(count), rates, table, weight)
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _add_row(total: NDArray[np.float64], row: int, rates: NDArray[np.float64], table: Lookup, weight: float) -> None:
+    shift = _MANTISSA_BITS - table.bits
+    first = (_EXPONENT_BIAS + _FIRST_EXPONENT) << table.bits
+    rest, unit = (1 << shift) - 1, 1.0 / (1 << shift)
+    cubic = table.cubic[row]
+    rate_bits = rates.view(np.int64)
+    for i in range(len(rates)):
+        rates[i] = max(rates[i], MIN_RATE)
+        cell = (rate_bits[i] >> shift) - first
+        if cell >= len(cubic):
+            total[i] += weight * _in_row(table, row, rates[i], rate_bits[i])[0]
+            continue
+        s = (rate_bits[i] & rest) * unit
+        total[i] += weight * (cubic[cell, 0] + s * (cubic[cell, 1] + s * (cubic[cell, 2] + s * cubic[cell, 3])))
 
 
 def log_likelihoods(
     counts: NDArray[np.float64], rates: NDArray[np.float64], table: LikelihoodTable
 ) -> NDArray[np.float64]:
-    """Return log Q and its two derivatives in log λ for pairs of counts and rates, (pairs, 3).
+    """Return log Q and its first and second derivative in λ for pairs of counts and rates, (pairs, 3).
 
     Parameters
     ----------
@@ -214,7 +259,7 @@ def log_likelihoods(
     rates : (pairs,), expected counts; values below 1e-4 are raised to it
     table : likelihood table
     """
-    log_rates = np.log(np.maximum(np.asarray(rates, np.float64), MIN_RATE))
     found = np.asarray(counts, np.float64)
-    values: NDArray[np.float64] = _log_likelihoods(found, log_rates, table.lookup_for(found))
-    return values
+    out = np.empty((len(found), 3))
+    log_likelihoods_into(out, found, np.array(rates, np.float64), table.lookup_for(found))
+    return out

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, log_likelihood
+from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, add_log_likelihoods
 
 QUANTUM = 2.0**-20
 MIN_CANDIDATES = 3
@@ -180,18 +180,24 @@ def _spot_energies(
     energy: NDArray[np.int64],
     table: Lookup,
 ) -> None:
-    size = len(rates_of)
+    size, n_sets = len(rates_of), len(energy)
+    tallies = np.empty((size, n_sets))
     tally = np.zeros(size, np.int64)
     tally[size - 1] = n_cells
-    for rank in range(len(energy)):
-        total = 0.0
-        for gene in range(len(counts)):
-            rate = 0.0
-            for slot in range(size):
-                rate += tally[slot] * rates_of[slot, gene]
-            total -= log_likelihood(counts[gene], np.log(max(rate, 1e-4)), table)[0]
-        energy[rank] = int(np.rint(total / QUANTUM))
+    for rank in range(n_sets):
+        for slot in range(size):
+            tallies[slot, rank] = tally[slot]
         next_multiset(tally, size)
+    total, rates = np.zeros(n_sets), np.empty(n_sets)
+    for gene in range(len(counts)):
+        rates[:] = 0.0
+        for slot in range(size):
+            share = rates_of[slot, gene]
+            for rank in range(n_sets):
+                rates[rank] += tallies[slot, rank] * share
+        add_log_likelihoods(total, counts[gene], rates, table, -1.0)
+    for rank in range(n_sets):
+        energy[rank] = int(np.rint(total[rank] / QUANTUM))
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, log_likelihood
+from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, log_likelihoods_into
 from spatialscope_dist.celltypes.quadratic import damped_newton_step
 
 DAMPING = 0.3
@@ -77,8 +77,16 @@ def spot_log_likelihoods(
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _floor(total: float) -> float:
-    return max(1e-4, total * 1e-7)
+def _rates(total: float, profiles: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return N Σ_k w_k μ_kg, at least RCTD's floor max(1e-4, 1e-7 N), (genes,)."""
+    floor = max(1e-4, total * 1e-7)
+    rates = np.zeros(profiles.shape[1])
+    for k in range(len(weights)):
+        for gene in range(len(rates)):
+            rates[gene] += weights[k] * profiles[k, gene]
+    for gene in range(len(rates)):
+        rates[gene] = max(rates[gene] * total, floor)
+    return rates
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -92,14 +100,11 @@ def _derivatives(
     """Return gradient (types,) and Hessian (types, types) of −Σ_g log Q in the weights."""
     n_types = len(weights)
     gradient, hessian = np.zeros(n_types), np.zeros((n_types, n_types))
+    rates = _rates(total, profiles, weights)
+    terms = np.empty((len(counts), 3))
+    log_likelihoods_into(terms, counts, rates, table)
     for gene in range(len(counts)):
-        rate = 0.0
-        for k in range(n_types):
-            rate += weights[k] * profiles[k, gene]
-        rate = max(rate * total, _floor(total))
-        _, in_log, in_log_twice = log_likelihood(counts[gene], np.log(rate), table)
-        d1 = in_log / rate * total
-        d2 = (in_log_twice - in_log) / (rate * rate) * total * total
+        d1, d2 = terms[gene, 1] * total, terms[gene, 2] * total * total
         for k in range(n_types):
             gradient[k] -= d1 * profiles[k, gene]
             scaled = d2 * profiles[k, gene]
@@ -147,11 +152,8 @@ def _spot_log_likelihoods(
     table: Lookup,
 ) -> NDArray[np.float64]:
     values = np.zeros(len(counts))
+    terms = np.empty((counts.shape[1], 3))
     for spot in range(len(counts)):
-        for gene in range(counts.shape[1]):
-            rate = 0.0
-            for k in range(len(profiles)):
-                rate += weights[spot, k] * profiles[k, gene]
-            rate = max(rate * totals[spot], _floor(totals[spot]))
-            values[spot] += log_likelihood(counts[spot, gene], np.log(rate), table)[0]
+        log_likelihoods_into(terms, counts[spot], _rates(totals[spot], profiles, weights[spot]), table)
+        values[spot] = terms[:, 0].sum()
     return values

@@ -156,22 +156,17 @@ def _rows(counts: Counts, rows: NDArray[np.int64], columns: NDArray[np.int64]) -
 
 
 def _table_arrays(table: Any) -> Arrays:
-    return {
-        "overdispersion": np.float64(table.overdispersion),
-        "table_counts": table.counts,
-        "log_q": table.log_q,
-        "slope": table.slope,
-        "grid": np.array([table.first_log_rate, table.log_rate_step]),
+    lookup = table.lookup._asdict()
+    return {"overdispersion": np.float64(table.overdispersion)} | {
+        f"table_{name}": np.asarray(value) for name, value in lookup.items()
     }
 
 
 def _table(model: Arrays) -> Any:
-    from spatialscope_dist.celltypes.likelihood import LikelihoodTable
+    from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup
 
-    first, step = model["grid"].tolist()
-    return LikelihoodTable(
-        float(model["overdispersion"]), model["table_counts"], model["log_q"], model["slope"], first, step
-    )
+    parts = {name: model[f"table_{name}"] for name in ("counts", "cubic", "last")}
+    return LikelihoodTable(float(model["overdispersion"]), Lookup(**parts, bits=int(model["table_bits"])))
 
 
 def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
