@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = {"uint8": 256, "uint16": 65536}
+_VALUES_AT_ONCE = 1 << 20
 
 
 def intensity_histogram(block: NDArray[np.integer], *, where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -19,7 +20,10 @@ def intensity_histogram(block: NDArray[np.integer], *, where: NDArray[np.bool_] 
         (y, x) pixels to count; all when None.
     """
     values = block.reshape(-1) if where is None else block[:, where].reshape(-1)
-    return np.bincount(values, minlength=BINS[block.dtype.name]).astype(np.int64)
+    counts = np.zeros(BINS[block.dtype.name], np.int64)
+    for start in range(0, len(values), _VALUES_AT_ONCE):  # bincount widens its input to eight bytes a value
+        counts += np.bincount(values[start : start + _VALUES_AT_ONCE], minlength=len(counts))
+    return counts
 
 
 def histogram_percentiles(histogram: NDArray[np.int64], percentiles: tuple[float, ...]) -> tuple[float, ...]:

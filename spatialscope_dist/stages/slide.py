@@ -45,13 +45,13 @@ HISTOGRAM_BOX = 4096
 FRAMEWORK = "tensorflow"
 WINDOW = 1024
 POLYGON_ROWS = 16_384
-VIEW_PIXELS = 32_000_000
+VIEW_PIXELS = 16_000_000
 
 # Projection of memory, measured with the official architecture.
 NETWORK_MAPS = 110  # float32 values held per model pixel of a window
 CANDIDATES_PER_MM2, CANDIDATE_BYTES, BATCH_BYTES = 150_000, 48, 150_000_000
 NUCLEI_PER_MM2 = 5_000
-VIEW_BYTES = 30  # per pixel of the view while the tissue mask is made
+VIEW_BYTES = 40  # per pixel of the view while the tissue mask is made
 
 
 #: Runs a function over named units and returns the result of each; finished units are not run again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialscope_dist.geometry.tiles import Box, WindowGrid, shard_boxes, window_spans
@@ -33,6 +33,7 @@ def test_window_spans__impossible_grid(window: int, halo: int) -> None:
         window_spans(100, window=window, halo=halo, align=16)
 
 
+@settings(deadline=None)
 @given(grid=grids)
 def test_window_grid__every_pixel_has_one_owner(grid: WindowGrid) -> None:
     owners = np.full(grid.shape, -1)
@@ -44,6 +45,7 @@ def test_window_grid__every_pixel_has_one_owner(grid: WindowGrid) -> None:
     np.testing.assert_array_equal(grid.owner(points), owners.ravel())
 
 
+@settings(deadline=None)
 @given(grid=grids)
 def test_window_grid__windows_are_fixed_aligned_and_hold_their_halo(grid: WindowGrid) -> None:
     padded = grid.padded_shape
@@ -60,6 +62,7 @@ def test_window_grid__windows_are_fixed_aligned_and_hold_their_halo(grid: Window
             assert high == size or high - stop >= grid.halo
 
 
+@settings(deadline=None)
 @given(grid=grids, tile=st.integers(1, 1000))
 def test_tasks__partition_the_windows(grid: WindowGrid, tile: int) -> None:
     assert sorted(index for task in grid.tasks(tile).values() for index in task) == list(range(len(grid)))
@@ -72,6 +75,7 @@ def test_tasks__group_what_fits_into_the_tile() -> None:
     assert max(map(len, grid.tasks(4096).values())) == 16
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 50), width=st.integers(1, 50), size=st.integers(1, 20))
 def test_shard_boxes__cover_once(height: int, width: int, size: int) -> None:
     hits = np.zeros((height, width), int)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_most_probable
 
 
+@settings(deadline=None)
 @given(n_nuclei=st.integers(0, 60), n_spots=st.integers(0, 30), seed=st.integers(0, 99), radius=st.floats(0.5, 8))
 def test_assign_to_spots__equals_brute_force(n_nuclei: int, n_spots: int, seed: int, radius: float) -> None:
     rng = np.random.default_rng(seed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialscope_dist.geometry.tiles import WindowGrid
 from spatialscope_dist.nuclei.candidates import canonical_order, concatenate, window_candidates
 
 
+@settings(deadline=None)
 @given(height=st.integers(20, 300), width=st.integers(20, 300), window=st.integers(5, 9))
 def test_window_candidates__together_equal_the_whole_image(height: int, width: int, window: int) -> None:
     grid = WindowGrid((height, width), window=16 * window, halo=16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,6 +12,7 @@ from spatialscope_dist.geometry.tiles import shard_boxes
 from spatialscope_dist.nuclei.normalise import histogram_percentiles, intensity_histogram, normalise
 
 
+@settings(deadline=None)
 @given(
     image=hnp.arrays(
         st.sampled_from([np.uint8, np.uint16]), st.tuples(st.just(3), st.integers(1, 12), st.integers(1, 12))

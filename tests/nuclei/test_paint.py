@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stardist.geometry import polygons_to_label
 
@@ -24,6 +24,7 @@ IDS, RANK = np.arange(1, 61), np.arange(60)
 WHOLE = paint_labels(POLYGONS, IDS, rank=RANK, box=Box(0, 120, 0, 110))
 
 
+@settings(deadline=None)
 @given(size=st.integers(10, 130))
 def test_paint_labels__independent_of_the_shards(size: int) -> None:
     painted = np.zeros_like(WHOLE)
