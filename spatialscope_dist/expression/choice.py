@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,11 +31,16 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Choice:
-    """The estimator to use, why, and each candidate's mean cosine."""
+    """The estimator to use, why, and each candidate's mean cosine.
+
+    `unique_cosines` are over cells whose type no other cell of their spot has: no matching is involved there,
+    so methods that tell equal cells apart gain nothing from it (NaN when there are none).
+    """
 
     estimator: str
     reason: str
     cosines: dict[str, float] = field(default_factory=dict)
+    unique_cosines: dict[str, float] = field(default_factory=dict)
     n_cells: int = 0
 
 
@@ -109,21 +114,35 @@ def rehearse(
 
 
 def cell_cosines(mean: Float, rehearsal: Rehearsal) -> NDArray[np.float64]:
-    """Return the cosine of estimate and truth of every cell that counts, (scored cells,).
+    """Return the cosine of estimate and truth of every cell that counts, (`scored_cells`,).
 
     Cells of one spot and type carry no name, so within such a group estimates are matched to the truth first.
     Cells alone in their spot are scored only when no spot holds several, then on the genes not measured.
     """
-    spots = rehearsal.spots
-    several = spots.n_cells[spots.spot] > 1
+    spots, several = rehearsal.spots, scored_cells(rehearsal.spots)
     hidden = spots.exposure == 0
-    genes = hidden if hidden.any() and not several.any() else np.ones(len(hidden), bool)
+    alone = spots.n_cells.max(initial=0) <= 1
+    genes = hidden if hidden.any() and alone else np.ones(len(hidden), bool)
     guess, truth = _unit(mean[:, genes]), _unit(rehearsal.truth[:, genes])
     order = np.arange(len(guess))
     for group in exchangeable(spots):
         order[group] = group[linear_sum_assignment(-(truth[group] @ guess[group].T))[1]]
     cosines = (guess[order] * truth).sum(axis=1)
-    return np.asarray(cosines[several if several.any() else slice(None)])
+    return np.asarray(cosines[several])
+
+
+def scored_cells(spots: SpotCells) -> NDArray[np.bool_]:
+    """Return which cells are scored, (cells,): those that share their spot, all when none does."""
+    several = spots.n_cells[spots.spot] > 1
+    return several if several.any() else np.ones(len(several), bool)
+
+
+def _unique_means(scores: Mapping[str, NDArray[np.float64]], spots: SpotCells) -> dict[str, float]:
+    unique = np.ones(len(spots.types), bool)
+    for group in exchangeable(spots):
+        unique[group] = False
+    unique = unique[scored_cells(spots)]
+    return {name: float(score[unique].mean()) if unique.any() else float("nan") for name, score in scores.items()}
 
 
 def choose(rehearsal: Rehearsal, model: ScoreModel, options: DecomposeOptions) -> Choice:
@@ -136,6 +155,7 @@ def choose(rehearsal: Rehearsal, model: ScoreModel, options: DecomposeOptions) -
     means["model"] = sample(spots, model, options).mean
     scores = {name: cell_cosines(np.nan_to_num(mean), rehearsal) for name, mean in means.items()}
     cosines = {name: float(score.mean()) for name, score in scores.items()}
+    unique = _unique_means(scores, spots)
     best = max(BASELINES, key=lambda name: cosines[name])
     gain = scores["model"] - scores[best]
     error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
@@ -144,10 +164,10 @@ def choose(rehearsal: Rehearsal, model: ScoreModel, options: DecomposeOptions) -
         f"(gain {gain.mean():+.4f} ± {error:.4f}, mean cosine of {len(gain)} held-out cells)"
     )
     if options.estimator != "auto":
-        return Choice(options.estimator, f"set by decompose.estimator; {compared}", cosines, len(gain))
+        return Choice(options.estimator, f"set by decompose.estimator; {compared}", cosines, unique, len(gain))
     if gain.mean() > error:
-        return Choice("model", f"best on simulated spots: {compared}", cosines, len(gain))
-    return Choice(best, f"the model does not beat it on simulated spots: {compared}", cosines, len(gain))
+        return Choice("model", f"best on simulated spots: {compared}", cosines, unique, len(gain))
+    return Choice(best, f"the model does not beat it on simulated spots: {compared}", cosines, unique, len(gain))
 
 
 def estimate_spots(spots: SpotCells, model: ScoreModel, options: DecomposeOptions, *, name: str) -> Estimate:

@@ -167,7 +167,10 @@ def prepare_section(*, task: SectionTask) -> dict[str, Any]:
     return {
         "estimator": choice.estimator,
         "reason": choice.reason,
-        "candidates": {name: {"cosine": value} for name, value in choice.cosines.items()},
+        "candidates": {
+            name: {"cosine": value, "unique_cosine": _number(choice.unique_cosines[name])}
+            for name, value in choice.cosines.items()
+        },
         "rehearsed_cells": choice.n_cells,
         "sampler": task.options.sampler,
         "capture": capture,
@@ -176,6 +179,10 @@ def prepare_section(*, task: SectionTask) -> dict[str, Any]:
         "genes": len(model.genes),
         "measured_genes": int((effect > 0).sum()),
     }
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _panel_effect(task: SectionTask, counts: Counts, model: ScoreModel) -> NDArray[np.float32]:
