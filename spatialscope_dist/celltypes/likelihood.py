@@ -170,7 +170,7 @@ def _in_row(table: Lookup, row: int, rate: float, rate_bits: int) -> tuple[float
         slope = table.last[row, 1]
         return table.last[row, 0] + slope * beyond, slope / rate, -slope / (rate * rate)
     s = (rate_bits & ((1 << shift) - 1)) / (1 << shift)
-    width = 2.0 ** ((cell >> table.bits) + _FIRST_EXPONENT - table.bits)
+    width = rate / ((1 << table.bits) + (cell & ((1 << table.bits) - 1)) + s)
     c0, c1, c2, c3 = table.cubic[row, cell]
     value = c0 + s * (c1 + s * (c2 + s * c3))
     return value, (c1 + s * (2.0 * c2 + 3.0 * s * c3)) / width, (2.0 * c2 + 6.0 * s * c3) / (width * width)

@@ -52,7 +52,7 @@ def fit_weights(
     weights, converged = _fit(
         np.ascontiguousarray(counts, np.float64),
         np.asarray(totals, np.float64),
-        np.ascontiguousarray(profiles, np.float64),
+        np.ascontiguousarray(np.asarray(profiles, np.float64).T),
         table.lookup_for(np.asarray(counts)),
     )
     return SpotWeights(weights, converged)
@@ -69,7 +69,7 @@ def spot_log_likelihoods(
     values: NDArray[np.float64] = _spot_log_likelihoods(
         np.ascontiguousarray(counts, np.float64),
         np.asarray(totals, np.float64),
-        np.ascontiguousarray(profiles, np.float64),
+        np.ascontiguousarray(np.asarray(profiles, np.float64).T),
         np.ascontiguousarray(weights, np.float64),
         table.lookup_for(np.asarray(counts)),
     )
@@ -78,13 +78,12 @@ def spot_log_likelihoods(
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _rates(total: float, profiles: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return N Σ_k w_k μ_kg, at least RCTD's floor max(1e-4, 1e-7 N), (genes,)."""
+    """Return N Σ_k w_k μ_kg, at least RCTD's floor max(1e-4, 1e-7 N), (genes,); profiles (genes, types)."""
     floor = max(1e-4, total * 1e-7)
-    rates = np.zeros(profiles.shape[1])
-    for k in range(len(weights)):
-        for gene in range(len(rates)):
-            rates[gene] += weights[k] * profiles[k, gene]
+    rates = np.zeros(len(profiles))
     for gene in range(len(rates)):
+        for k in range(len(weights)):
+            rates[gene] += weights[k] * profiles[gene, k]
         rates[gene] = max(rates[gene] * total, floor)
     return rates
 
@@ -100,16 +99,17 @@ def _derivatives(
     """Return gradient (types,) and Hessian (types, types) of −Σ_g log Q in the weights."""
     n_types = len(weights)
     gradient, hessian = np.zeros(n_types), np.zeros((n_types, n_types))
-    rates = _rates(total, profiles, weights)
     terms = np.empty((len(counts), 3))
-    log_likelihoods_into(terms, counts, rates, table)
+    log_likelihoods_into(terms, counts, _rates(total, profiles, weights), table)
     for gene in range(len(counts)):
         d1, d2 = terms[gene, 1] * total, terms[gene, 2] * total * total
+        profile = profiles[gene]
         for k in range(n_types):
-            gradient[k] -= d1 * profiles[k, gene]
-            scaled = d2 * profiles[k, gene]
+            gradient[k] -= d1 * profile[k]
+            scaled = d2 * profile[k]
+            row = hessian[k]
             for other in range(k + 1):
-                hessian[k, other] -= scaled * profiles[other, gene]
+                row[other] -= scaled * profile[other]
     for k in range(n_types):
         for other in range(k):
             hessian[other, k] = hessian[k, other]
@@ -123,7 +123,7 @@ def _fit(
     profiles: NDArray[np.float64],
     table: Lookup,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    n_spots, n_types = len(counts), len(profiles)
+    n_spots, n_types = len(counts), profiles.shape[1]
     fitted = np.empty((n_spots, n_types))
     converged = np.zeros(n_spots, np.bool_)
     for spot in range(n_spots):
