@@ -143,7 +143,7 @@ def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
         shares = ["–", "–"] if sure is None else [f"{np.mean(sure >= level):.0%}" for level in (0.5, 0.9)]
         sweeps = section.identify.get("n_sweeps", max(len(section.energy) - 1, 0))
         labels = str(study.options.get("identify", {}).get("labels", "–"))
-        rows.append([section.name, _number(section.identify.get("sigma")), str(sweeps), labels, *shares])
+        rows.append([section.name, _number(section.identify.get("overdispersion")), str(sweeps), labels, *shares])
     pictures = [draw_type_shares(typed, styles)]
     with_energy = [section for section in typed if len(section.energy)]
     if with_energy:

@@ -35,11 +35,9 @@ def items(context: Context) -> list[str]:
 
 
 def skip_reason(context: Context, item: str) -> str | None:
-    """Return why nothing is tested: no pairs given, or no cells with expression."""
+    """Return why nothing is tested: no pairs are given."""
     if context.study.options.interact.pairs is None:
         return "no ligand-receptor pairs: give [interact] pairs = FILE.csv"
-    if not _sections(context):
-        return "no section has cells with expression"
     return None
 
 
@@ -88,11 +86,11 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         }
         for name, (cells, decompose, reference) in sections.items()
     }
-    prepared = context.pool.map(prepare_section, preparing, ledger_units=units, framework="any")
+    prepared = context.pool.map(prepare_section, preparing, ledger_units=units)
     n_pairs = {name: int(prepared[f"{name}.prepare"]["pairs"]) for name in sections}
     blocks, joins = _block_units(context, output, n_pairs), _join_units(context, output, n_pairs)
-    context.pool.map(permute_block, blocks, ledger_units=units, framework="any")
-    tables = context.pool.map(tabulate_section, joins, ledger_units=units, framework="any")
+    context.pool.map(permute_block, blocks, ledger_units=units)
+    tables = context.pool.map(tabulate_section, joins, ledger_units=units)
     table = _join({name: output / name / "table.parquet" for name in sections})
     write_frame(output / "interactions.parquet", table)
     write_frame(context.place.table("interactions"), table)

@@ -89,7 +89,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         "page": context.place.report,
     }
     # not entered in the ledger as a unit: `spatialscope report` builds the page anew
-    done = context.pool.map(build_report, {"page": unit}, framework="any")
+    done = context.pool.map(build_report, {"page": unit})
     accuracy = done["page"]["accuracy"]
     write_json(output / "accuracy.json", accuracy)
     return StageOutcome(done=1, total=1, metrics={"accuracy": accuracy, "bytes": done["page"]["bytes"]})

@@ -61,9 +61,11 @@ def _score_expression(folders: SectionFolders, model: Path, planted: Index, foun
 
     assert folders.decompose is not None
     trained = load_model(model, read_json(model / "model.json")["weights_sha256"])
-    true_counts = open_counts(folders.ingest / "truth.zarr")
-    columns = positions_in(true_counts.genes, trained.genes)
+    table = open_counts(folders.ingest / "truth.zarr")
+    columns = positions_in(table.genes, trained.genes)
     known = columns >= 0
+    # planted cells may lie anywhere in the table of a simulated section, which is small enough to hold
+    true_counts = table.rows(0, table.shape[0])[:, columns[known]]
     mean = open_array(folders.decompose / "mean.zarr")
     cell_spots = np.asarray(read_array(folders.decompose / "cell_spots.zarr"), dtype=np.int64)
     sums = dict.fromkeys(("expression", *BASELINES), 0.0)
@@ -74,7 +76,7 @@ def _score_expression(folders: SectionFolders, model: Path, planted: Index, foun
         those = slice(*np.searchsorted(found, [low, high]))
         if those.start == those.stop:
             continue
-        truth = _truth_rows(true_counts.rows, planted[those], columns[known])
+        truth = true_counts[planted[those]].toarray()
         estimates = _baselines(folders, trained.profiles, trained.genes, low=low, high=high)
         estimates["expression"] = np.nan_to_num(np.asarray(mean[low:high], dtype=np.float64))
         for name, values in estimates.items():
@@ -88,14 +90,6 @@ def _cell_blocks(cell_spots: Index) -> list[tuple[int, int]]:
     """Return runs of cells that hold whole spots, some spots at a time; cells are in order of spots."""
     starts = np.flatnonzero(np.diff(cell_spots, prepend=-1))[::SPOTS_AT_ONCE]
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(cell_spots)], strict=True))
-
-
-def _truth_rows(rows, wanted: Index, columns: Index) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
-    """Return the true counts of some cells, (cells, genes); planted cells may lie anywhere in the table."""
-    values = np.empty((len(wanted), len(columns)))
-    for number, row in enumerate(wanted.tolist()):
-        values[number] = rows(row, row + 1)[:, columns].toarray().ravel()
-    return values
 
 
 def _baselines(

@@ -64,7 +64,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         }
         for section in study.sections
     }
-    done = context.pool.map(find_section, units, ledger_units=context.ledger.units(NAME, item, output), framework="any")
+    done = context.pool.map(find_section, units, ledger_units=context.ledger.units(NAME, item, output))
     _join({name: output / f"{name}.parquet" for name in units}, output / "variable_genes.parquet")
     _join({name: output / f"{name}.parquet" for name in units}, context.place.table("variable_genes"))
     return StageOutcome(done=len(done), total=len(units), metrics={"sections": dict(done)})

@@ -120,7 +120,10 @@ def _identify(simulated: SimulatedStudy, folders: SectionFolders) -> None:
     frame = pd.DataFrame({"spot_id": spots["spot_id"], "n_cells": n_cells.astype(int), "status": "ok"})
     write_frame(folders.identify / "spots.parquet", frame)
     write_array(folders.identify / "platform_effect.zarr", simulated.genes.platform_effect, axes=("gene",))
-    write_json(folders.identify / "summary.json", {"sigma": 0.3, "energy": [900.0, 700.0, 690.0, 690.0], "n_sweeps": 3})
+    write_json(
+        folders.identify / "summary.json",
+        {"overdispersion": 0.3, "energy": [900.0, 700.0, 690.0, 690.0], "n_sweeps": 3},
+    )
 
 
 def _decompose(simulated: SimulatedStudy, folders: SectionFolders) -> None:
