@@ -25,11 +25,16 @@ def write_small_study(folder: Path, *, n_spots: int = 19, seed: int = 3) -> Path
     return folder / "study.toml"
 
 
+def quick_settings(settings: dict[str, Any] | None = None) -> list[str]:
+    """Return the options that make a run quick."""
+    chosen = {**QUICK, **(settings or {})}
+    return [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+
+
 def command(study: Path, output: Path, *extra: str, settings: dict[str, Any] | None = None) -> list[str]:
     """Return the command line of a quick run."""
-    chosen = {**QUICK, **(settings or {})}
-    options = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
-    return [COMMAND, "run", str(study), "--output", str(output), "--memory-limit", "3GiB", "--json", *options, *extra]
+    options = [*quick_settings(settings), *extra]
+    return [COMMAND, "run", str(study), "--output", str(output), "--memory-limit", "3GiB", "--json", *options]
 
 
 def run(study: Path, output: Path, *extra: str, settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
