@@ -28,7 +28,7 @@ OFFICIAL = ("2D_versatile_he", "2D_versatile_fluo", "2D_paper_dsb2018", "2D_demo
 REMEDY = "Give a StarDist model folder: [segment] model = PATH."
 WEIGHTS = ("weights_best.h5", "weights_last.h5", "weights_now.h5")
 BASE_ALIGN = 16
-TENSORFLOW_BYTES = 1_050_000_000
+TENSORFLOW_BYTES = 1_200_000_000
 
 
 @dataclass(frozen=True)

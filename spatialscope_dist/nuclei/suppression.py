@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.nuclei.candidates import Candidates, canonical_order, concatenate
 
-MAX_PER_CALL = 200_000
+MAX_PER_CALL = 100_000
 
 
 def suppress(

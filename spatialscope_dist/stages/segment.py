@@ -99,7 +99,8 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     where = {"nuclei": str(output / "nuclei.parquet"), "spots": str(ingest / "spots.parquet"), "output": str(output)}
     metrics |= workers(count_cells, {"assign": {**where, **spot}})["assign"]
     write_json(output / "summary.json", {**metrics, "model": options.model})
-    return StageOutcome(done=metrics["tasks"], total=metrics["tasks"], metrics=metrics)
+    n_tasks = metrics["tasks"] + 1
+    return StageOutcome(done=n_tasks, total=n_tasks, metrics=metrics)
 
 
 def _slide(context: Context, item: str, *, ingest: Path, section: dict[str, Any], output: Path) -> Slide:

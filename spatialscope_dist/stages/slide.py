@@ -145,7 +145,7 @@ def segment_slide(slide: Slide, workers: Workers) -> dict[str, Any]:
         "percentiles": [low, high],
         "thresholds": slide.thresholds(facts),
         "scale": slide.scale,
-        "tasks": projected_tasks(slide.shape, slide.pixel_size_um, slide.options),
+        "tasks": len(units) + _n_boxes(slide.shape) + 2,
     }
 
 
@@ -349,5 +349,9 @@ def projected_tasks(shape: tuple[int, ...], pixel_size_um: float, options: Segme
     """Return the most units a slide of that shape takes."""
     size = shape[1], shape[2]
     grid = WindowGrid(model_shape(size, model_scale(pixel_size_um, options.model_pixel_size_um)))
-    boxes = sum(1 for _ in shard_boxes(size, LABEL_SHARD)) + sum(1 for _ in shard_boxes(size, HISTOGRAM_BOX))
-    return len(grid.tasks(options.tile)) + boxes + 3
+    return len(grid.tasks(options.tile)) + _n_boxes(shape) + 3
+
+
+def _n_boxes(shape: tuple[int, ...]) -> int:
+    size = shape[1], shape[2]
+    return sum(1 for edge in (LABEL_SHARD, HISTOGRAM_BOX) for _ in shard_boxes(size, edge))
