@@ -63,10 +63,9 @@ def _cards(study: StudyView) -> list[tuple[str, str]]:
     ]
     if nuclei:
         cards.append((f"{sum(nuclei):,}", "nuclei found"))
-    cards += [
-        (f"{sum(section.n_cells for section in study.sections):,}", "cells typed"),
-        (f"{len(study.types):,}", "cell types"),
-    ]
+    if any(section.n_cells for section in study.sections):
+        cards.append((f"{sum(section.n_cells for section in study.sections):,}", "cells typed"))
+        cards.append((f"{len(study.types):,}", "cell types"))
     if study.n_panel_genes is not None:
         cards.append((f"{study.n_panel_genes:,}", "genes per cell"))
     return [*cards, (duration(seconds), "run time")]
@@ -270,8 +269,8 @@ def _costs(study: StudyView) -> Block:
             f"{stage.done}/{stage.total}",
             duration(stage.cost.get("seconds", 0.0)),
             duration(stage.cost.get("cpu_seconds", 0.0)),
-            f"{stage.cost.get('peak_rss_bytes', 0) / GIB:.2f} GiB",
-            f"{stage.cost.get('projected_peak_bytes', 0) / GIB:.2f} GiB",
+            _memory(stage.cost.get("peak_rss_bytes", 0)),
+            _memory(stage.cost.get("projected_peak_bytes", 0)),
             str(len(stage.failed)),
         ]
         for stage in study.stages
@@ -280,6 +279,10 @@ def _costs(study: StudyView) -> Block:
     pictures = [draw_costs(study.stages)] if rows else []
     notes = ["Memory is the largest resident size of one worker process; the report itself is not included."]
     return Block("Time and memory", notes, [Table(header, rows)], pictures)
+
+
+def _memory(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size else "–"
 
 
 def _settings(study: StudyView) -> Block:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 CELL_DIAMETER_UM = 8.0
+SKEWED = 6.0
 
 
 def section_extent(section: SectionView) -> Extent:
@@ -51,7 +52,7 @@ def draw_slide(section: SectionView) -> Picture:
             _box(axes[0], section.crop.image)
         map_axes(axes[1], extent, title="Total counts per spot")
         drawn.draw_without_rendering()
-        _colour_spots(axes[1], section, section.spots["total_counts"].to_numpy(np.float64), "UMI")
+        _colour_spots(axes[1], section, section.spots["total_counts"].to_numpy(np.float64), "UMI", skewed="log")
         caption = (
             f"{section.name}: histology and the {_number(len(section.spots), section.n_spots, 'spots')}, same field "
             "and orientation (rows of the image run down). "
@@ -79,8 +80,9 @@ def draw_nuclei(crop: CropView, styles: Mapping[str, Style], *, name: str, spot_
         widths = [1.8 if kind in styles else 0.7 for kind in crop.types]
         axes[1].add_collection(LineCollection(lines, colors=colours, linewidths=widths))
         for y, x in crop.spots_um:
-            ring = Circle((x, y), spot_diameter_um / 2, fill=False, ls=(0, (4, 3)), ec="#202020", lw=0.9)
-            axes[1].add_patch(ring)
+            for colour, dashes, thick in (("white", "-", 2.6), ("black", (0, (4, 3)), 1.3)):
+                ring = Circle((x, y), spot_diameter_um / 2, fill=False, ls=dashes, ec=colour, lw=thick, zorder=3)
+                axes[1].add_patch(ring)
         if present:
             type_legend(drawn, styles, present)
         caption = (
@@ -173,8 +175,16 @@ def _box(axes: Axes, view: ImageView) -> None:
     axes.add_patch(Rectangle(corner, width, height, fill=False, ec="black", lw=1.6))
 
 
-def _colour_spots(axes: Axes, section: SectionView, values: Array, label: str) -> None:
+def _colour_spots(axes: Axes, section: SectionView, values: Array, label: str, *, skewed: str = "linear") -> None:
+    """Colour spots by a value; ``skewed`` = 'log' uses a logarithmic scale where a few spots tower over the rest."""
+    from matplotlib.colors import LogNorm
+
     points = _spots(axes, section, values, (0.0, _top(values)))
+    positive = values[values > 0]
+    if skewed == "log" and len(positive) and _top(values) > SKEWED * float(np.median(positive)):
+        low = max(float(np.percentile(positive, 1)), 1.0)
+        points.set_norm(LogNorm(vmin=low, vmax=_top(values), clip=True))
+        label += " (log scale)"
     drawn = axes.figure
     assert drawn is not None
     drawn.colorbar(points, ax=axes, shrink=0.7, pad=0.01, extend="max").set_label(label)

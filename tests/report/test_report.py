@@ -169,6 +169,7 @@ def test_maps__are_pictures_with_captions(section: SectionView) -> None:
         draw_composition(section, TYPE_NAMES, styles),
         draw_marker(section),
     ]
+    assert "field of 248 × 248 µm" in pictures[1].caption
     for picture in pictures:
         width, height = picture_size(picture)
         assert 500 < width < 2000
