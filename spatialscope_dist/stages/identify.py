@@ -193,6 +193,7 @@ def _fit_sections(steps: _Steps, tasks: dict[str, SectionTask]) -> dict[str, dic
         about[name] |= {
             "failed_spots": len(failed),
             "not_converged_spots": sum(fitted[unit]["not_converged"] for unit in units),
+            "spots_without_telling_counts": sum(fitted[unit]["no_telling_counts"] for unit in units),
         }
         about[name] |= steps.map(list_cells, {f"{name}-cells-{batch}": {"task": task, "batch": batch}})[
             f"{name}-cells-{batch}"

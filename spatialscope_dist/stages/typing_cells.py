@@ -28,8 +28,9 @@ def list_cells(task: SectionTask, batch: int) -> dict[str, Any]:
     and composition suggest, laid out evenly in their spot.
     """
     spots = read_frame(task.ingest / "spots.parquet")
-    parts = [load(task.work / f"weights-{low}.npz")["weights"] for low, _ in batches(len(spots), batch)]
-    weights = np.concatenate(parts) if parts else np.zeros((0, 1))
+    parts = [load(task.work / f"weights-{low}.npz") for low, _ in batches(len(spots), batch)]
+    weights = np.concatenate([part["weights"] for part in parts])
+    lost = np.concatenate([part["lost"] for part in parts])
     source, cells, left_out = _cells(task, spots, weights)
     cells = _in_order(cells, spots, task)
     n_cells = np.bincount(cells["spot_row"], minlength=len(spots)).astype(np.int64)
@@ -41,7 +42,7 @@ def list_cells(task: SectionTask, batch: int) -> dict[str, Any]:
     if typed.any():
         _require_known_types(task, cells)
     write_frame(task.work / "cells.parquet", cells)
-    save(task.work / "spots.npz", n_cells=n_cells, weights=filled, exposure=exposure, fitted=fitted)
+    save(task.work / "spots.npz", n_cells=n_cells, weights=filled, exposure=exposure, fitted=fitted, lost=lost)
     return {
         "cells": len(cells),
         "cells_from": source,
@@ -162,7 +163,7 @@ def finish_section(task: SectionTask, labels: Path | None, offset: int) -> dict[
         cells, proportions = _given_types(cells, spots["n_cells"], types)
     else:
         cells, proportions = _new_types(cells, spots["n_cells"], types, labels=labels, offset=offset, task=task)
-    status = _status(task, spots["fitted"])
+    status = np.where(spots["fitted"], "ok", np.where(spots["lost"], "not_fitted", "low_counts")).astype(object)
     cells["status"] = status[cells["spot_row"]]
     weights = np.where(spots["fitted"][:, None], spots["weights"], np.nan).astype(np.float32)
     alpha = np.full(len(weights), np.nan)
@@ -197,11 +198,6 @@ _COLUMNS = [
     "status",
     "nucleus_id",
 ]
-
-
-def _status(task: SectionTask, fitted: NDArray[np.bool_]) -> NDArray[np.object_]:
-    status = read_frame(task.ingest / "spots.parquet", columns=["status"])["status"].to_numpy(object)
-    return np.where((status == "ok") & ~fitted, "not_fitted", status).astype(object)
 
 
 def _given_types(

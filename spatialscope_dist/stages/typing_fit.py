@@ -157,9 +157,8 @@ def _rows(counts: Counts, rows: NDArray[np.int64], columns: NDArray[np.int64]) -
 
 def _table_arrays(table: Any) -> Arrays:
     lookup = table.lookup._asdict()
-    return {"overdispersion": np.float64(table.overdispersion)} | {
-        f"table_{name}": np.asarray(value) for name, value in lookup.items()
-    }
+    arrays: Arrays = {f"table_{name}": np.asarray(value) for name, value in lookup.items()}
+    return {**arrays, "overdispersion": np.asarray(table.overdispersion)}
 
 
 def _table(model: Arrays) -> Any:
@@ -184,11 +183,13 @@ def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
     weights[fitted] = fit.weights
     lost = fitted & ~(np.isfinite(weights).all(axis=1) & (np.nan_to_num(weights).sum(axis=1) > 0))
     weights[lost] = np.nan
-    save(task.work / f"weights-{low}.npz", weights=weights)
+    save(task.work / f"weights-{low}.npz", weights=weights, lost=lost)
     ids = spots["spot_id"].to_numpy(str)
-    failed = {str(spot): "no counts in the genes that tell types apart" for spot in ids[used & ~fitted]}
-    failed |= {str(spot): "the weights are not finite" for spot in ids[lost]}
-    return {"failed": failed, "not_converged": int((~fit.converged).sum())}
+    return {
+        "failed": {str(spot): "the weights are not finite" for spot in ids[lost]},
+        "not_converged": int((~fit.converged).sum()),
+        "no_telling_counts": int((used & ~fitted).sum()),
+    }
 
 
 def cache_batch(task: SectionTask, low: int, high: int, max_cells: int) -> dict[str, Any]:
