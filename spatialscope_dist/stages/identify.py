@@ -21,7 +21,7 @@ VERSION = 1
 _NOT_CONTENT = {"n_blocks", "batch_spots"}
 _CELLS_PER_BLOCK = 500_000
 _CELLS_IN_ONE_BLOCK = 1_000_000
-_PROCESS_BYTES = 480 << 20  # a Python worker with NumPy, SciPy, pandas, zarr, and Numba compiling kernels
+_PROCESS_BYTES = 560 << 20  # a Python worker with NumPy, SciPy, pandas, zarr, and Numba compiling kernels
 
 
 @dataclass
