@@ -97,9 +97,12 @@ def check(study: Study) -> list[str]:
     BadInput
         With every problem found in any input.
     """
+    from spatialscope_dist.nuclei.stardist_model import model_problems
     from spatialscope_dist.readers.checks import study_problems
 
     problems, warnings = study_problems(study)
+    if any(section.image is not None and section.nuclei is None for section in study.sections):
+        problems += model_problems(study.options.segment.model)
     if problems:
         raise BadInput(problems)
     return warnings

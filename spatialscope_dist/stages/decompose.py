@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from spatialscope_dist.expression.model import ScoreModel
 
 NAME = "decompose"
-VERSION = 1
+VERSION = 2
 _CHUNK_ROWS = 256
 _FAILED = "failed: the estimate is not a number"
 _UNTYPED = "untyped"
