@@ -18,6 +18,8 @@ from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame
 
+_CELL_UM = 8.0  # drawn size of a cell whose outline is not known
+
 
 @dataclass(frozen=True)
 class SectionSources:
@@ -54,9 +56,12 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     spots = read_frame(sources.ingest / "spots.parquet")
     scale = float(about["pixel_size_um"] or 1.0)
     elements: dict[str, Any] = {"tables": {"spots": _spots_table(sources, spots)}}
-    elements["shapes"] = {"spot_circles": _circles(spots, sources.diameter_um, scale)}
+    elements["shapes"] = {"spot_circles": _circles(spots, "spot_id", diameter_um=sources.diameter_um, scale=scale)}
     if sources.identify is not None:
-        elements["tables"]["cells"] = _cells_table(sources, linked=sources.segment is not None)
+        cells = read_frame(sources.identify / "cells.parquet")
+        elements["tables"]["cells"] = _cells_table(sources, cells)
+        if sources.segment is None:
+            elements["shapes"]["cell_centres"] = _circles(cells, "cell_id", diameter_um=_CELL_UM, scale=scale)
     if (sources.ingest / "view.zarr").exists():
         elements["images"] = {"he": _image(sources.ingest / "view.zarr", scale)}
     if sources.segment is not None:
@@ -123,11 +128,9 @@ def _cells_per_spot(sources: SectionSources, spots: pd.DataFrame) -> NDArray[np.
     return np.zeros(len(spots), dtype=np.int64)
 
 
-def _cells_table(sources: SectionSources, *, linked: bool) -> Any:
+def _cells_table(sources: SectionSources, cells: pd.DataFrame) -> Any:
     import anndata
 
-    assert sources.identify is not None
-    cells = read_frame(sources.identify / "cells.parquet")
     status = cells["status"].to_numpy(str)
     kinds = ("cell_type", "cell_type_map", "cell_type_positional", "cell_type_composition")
     columns: dict[str, Any] = {name: cells[name].to_numpy(str) for name in ("cell_id", "spot_id", "section")}
@@ -146,10 +149,10 @@ def _cells_table(sources: SectionSources, *, linked: bool) -> Any:
     flat = cells["z_um"].nunique() <= 1
     table.obsm["spatial"] = cells[["x_um", "y_um"] if flat else ["x_um", "y_um", "z_um"]].to_numpy(float)
     table.uns["spatialscope"] = _plain_notes(sources.notes)
-    if linked and cells["nucleus_id"].notna().all():
-        table.obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
-        return _annotate(table, "nucleus_polygons", "nucleus_id")
-    return _annotate(table, "spot_circles", "spot_id")
+    if sources.segment is None:
+        return _annotate(table, "cell_centres", "cell_id")
+    table.obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
+    return _annotate(table, "nucleus_polygons", "nucleus_id")
 
 
 def _panel_columns(sources: SectionSources) -> dict[str, Any]:
@@ -177,13 +180,13 @@ def _to_coordinates(scale: float, factor: float = 1.0) -> dict[str, Any]:
     return {"global": pixels, "um": Scale([factor * scale, factor * scale], axes=("x", "y"))}
 
 
-def _circles(spots: pd.DataFrame, diameter_um: float, scale: float) -> Any:
+def _circles(places: pd.DataFrame, key: str, *, diameter_um: float, scale: float) -> Any:
     import geopandas
     from spatialdata.models import ShapesModel
 
-    points = geopandas.points_from_xy(spots["x_px"], spots["y_px"])
-    radius = np.full(len(spots), diameter_um / scale / 2)
-    frame = geopandas.GeoDataFrame({"radius": radius}, geometry=points, index=spots["spot_id"].to_numpy(str))
+    points = geopandas.points_from_xy(places["x_px"], places["y_px"])
+    radius = np.full(len(places), diameter_um / scale / 2)
+    frame = geopandas.GeoDataFrame({"radius": radius}, geometry=points, index=places[key].to_numpy(str))
     return ShapesModel.parse(frame, transformations=_to_coordinates(scale))
 
 
