@@ -166,8 +166,9 @@ def run(
         events.emit("warning", text=warning)
     planned = plan(study, settings, stages=chosen)
     refuse_what_does_not_fit(planned, settings, study.output)
-    require_writable(study.output)
     context = _context(study, settings, events)
+    context.pool.connect()
+    require_writable(study.output)
     _require_earlier(context, STAGES[: STAGES.index(chosen[0])])
     if chosen == ["report"]:
         context.ledger.forget("report", "study")

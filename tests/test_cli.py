@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import given_files as given
 
 COMMAND = str(Path(sys.executable).with_name("spatialscope"))
 HEAVY = ("torch", "tensorflow", "distributed", "spatialdata", "pandas", "zarr")
@@ -58,3 +61,65 @@ def test_status__of_a_study_never_run(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout)["stages"]["segment"]["done"] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["study.toml"]
+
+
+def test_run__unknown_stage_is_exit_2_and_names_the_stages(tmp_path: Path) -> None:
+    given.write_sound_study(tmp_path, image=False)
+    done = spatialscope("run", tmp_path, "--output", tmp_path / "out", "--until", "segmentation")
+    assert done.returncode == 2
+    assert "'segmentation'" in done.stderr
+    assert "ingest, align, segment" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_run__unreachable_scheduler_is_exit_2(tmp_path: Path) -> None:
+    given.write_sound_study(tmp_path, image=False)
+    done = spatialscope("run", tmp_path, "--output", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "does not answer" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_run__unwritable_output_is_exit_2(tmp_path: Path) -> None:
+    given.write_sound_study(tmp_path, image=False)
+    (tmp_path / "file").write_text("in the way")
+    done = spatialscope("run", tmp_path, "--output", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert "--output DIR" in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_run__disk_too_small_is_refused_by_the_plan(tmp_path: Path, small_disk: Path) -> None:
+    given.write_sound_study(tmp_path, image=False)
+    done = spatialscope("run", tmp_path, "--output", small_disk / "out", "--memory-limit", "4GiB")
+    assert done.returncode == 3
+    assert "disk" in done.stderr
+    assert list(small_disk.iterdir()) == []
+
+
+def test_write__full_disk_keeps_what_was_there(small_disk: Path) -> None:
+    import numpy as np
+
+    from spatialscope_dist.errors import StoreError
+    from spatialscope_dist.store.arrays import write_array
+    from spatialscope_dist.store.documents import read_json, write_json
+
+    write_json(small_disk / "a.json", {"kept": True})
+    noise = np.random.default_rng(0).integers(0, 2**62, 1 << 18)
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_array(small_disk / "b.zarr", noise, axes=("entry",))
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_json(small_disk / "a.json", {"kept": "x" * (1 << 20)})
+    assert read_json(small_disk / "a.json") == {"kept": True}

@@ -117,6 +117,17 @@ class Pool:
         done = self.map(function, {f"{number:06d}": item for number, item in enumerate(arguments)}, framework=framework)
         return [done[unit] for unit in sorted(done)]
 
+    def connect(self) -> None:
+        """Attach to the scheduler that was asked for; workers of our own start on first use.
+
+        Raises
+        ------
+        BadInput
+            When the scheduler does not answer.
+        """
+        if self.settings.scheduler is not None and self._client is None:
+            self._client = open_client(self.settings)
+
     def close(self) -> None:
         """Stop the workers, if any are running."""
         if self._client is not None:
