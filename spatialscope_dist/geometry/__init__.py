@@ -1,0 +1,1 @@
+"""Pure geometry: windows, blocks, neighbours, colouring, placing sections."""
