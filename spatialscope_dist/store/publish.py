@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     """
     import anndata
     import spatialdata
+    from zarr.errors import ZarrUserWarning
 
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -67,10 +69,12 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     if sources.segment is not None:
         elements["shapes"]["nucleus_polygons"] = _polygons(sources.segment, scale)
         elements["labels"] = {"nuclei": _empty_labels(sources.segment, scale)}
-    with anndata.settings.override(auto_shard_zarr_v3=True):
+    with anndata.settings.override(auto_shard_zarr_v3=True), warnings.catch_warnings():
+        # Zarr remarks on consolidated metadata and on the parquet files SpatialData keeps inside its store.
+        warnings.simplefilter("ignore", ZarrUserWarning)
         spatialdata.SpatialData(**elements).write(fresh)
-    if sources.segment is not None:
-        _link_labels(sources.segment / "labels.zarr", fresh)
+        if sources.segment is not None:
+            _link_labels(sources.segment / "labels.zarr", fresh)
     switch_in(fresh, target)
     return {"spots": len(spots), "cells": len(elements["tables"].get("cells", ()))}
 
