@@ -197,7 +197,7 @@ def segment_image(
     settings: Settings = None,
 ) -> None:
     """Write the label image of one image, no study needed."""
-    from spatialscope_dist.stages.segment_image import segment_one_image
+    from spatialscope_dist.segment_image import segment_one_image
 
     cluster = _cluster(workers, memory_limit, None, None)
     count = segment_one_image(image, out, cluster, model=model, pixel_size_um=pixel_size_um, tile=tile, nuclei=nuclei)

@@ -20,6 +20,8 @@ from spatialscope_dist.randomness import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
+TORCH_WORKER_BYTES = 720 << 20  # process with distributed, zarr, torch and compiled kernels loaded
+
 
 @dataclass(frozen=True)
 class NetworkShape:

@@ -56,6 +56,17 @@ class Context:
         entry = self.ledger.current(stage, item)
         return None if entry is None else entry.key
 
+    def largest_panel(self) -> int:
+        """Return the most genes the panel can have, for projections made before it is chosen."""
+        spec, facts = self.study.reference, self.facts
+        if spec.genes != "auto":
+            return facts.n_reference_genes
+        pairs = 1000 if self.study.options.interact.pairs else 0
+        targeted = [section.name for section in self.study.sections if section.platform == "merfish"]
+        always = max((facts.sections[name].n_genes for name in targeted), default=0)
+        chosen = spec.n_variable_genes + spec.n_markers_per_type * facts.n_types + pairs + always
+        return min(facts.n_reference_genes, chosen)
+
 
 class Stage(Protocol):
     """A stage module: `stages/NAME.py` has exactly these names."""

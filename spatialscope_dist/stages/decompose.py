@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialscope_dist.expression.score_network import TORCH_WORKER_BYTES
 from spatialscope_dist.options import DecomposeOptions
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.randomness import generator, spot_keys
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.stages.projection import TORCH_WORKER_BYTES, projected_panel
-from spatialscope_dist.stages.rehearsal import REHEARSED_CELLS, choose_estimator, draw_compositions
+from spatialscope_dist.steps.rehearsal import REHEARSED_CELLS, choose_estimator, draw_compositions
 from spatialscope_dist.store.arrays import create_array, open_array, read_array, write_array, write_region
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json, write_json
@@ -85,7 +85,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
 def plan(context: Context, item: str) -> StagePlan:
     """Return one task per shard and one before; memory of a shard, of a batch of spots and of the tables."""
     options, facts = context.study.options.decompose, context.facts
-    section, genes = facts.sections[item], projected_panel(context)
+    section, genes = facts.sections[item], context.largest_panel()
     shard = 4 * options.rows_per_shard * genes * 6
     chains = max(options.n_chains, options.langevin_chains)
     batch = 4 * 64 * chains * genes * 12

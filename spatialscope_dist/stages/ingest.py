@@ -11,14 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialscope_dist.readers.checks import pixel_size_of, study_naming
-from spatialscope_dist.readers.images import (
-    LazyImage,
-    decoded_blocks,
-    open_image,
-    viewing_blocks,
-    viewing_factors,
-    viewing_shape,
-)
+from spatialscope_dist.readers.images import LazyImage, open_image, viewing_factors
 from spatialscope_dist.readers.matrix import block_bytes
 from spatialscope_dist.readers.naming import genes_under
 from spatialscope_dist.readers.nuclei_table import read_nuclei_table
@@ -26,7 +19,7 @@ from spatialscope_dist.readers.sections import counts_files, image_file, read_sp
 from spatialscope_dist.readers.table import SpotTable, Table
 from spatialscope_dist.readers.truth import read_truth
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.store.arrays import create_array, write_region
+from spatialscope_dist.steps.pixels import IMAGE_SHARD, store_image, store_view
 from spatialscope_dist.store.counts import CountsWriter
 from spatialscope_dist.store.documents import write_json
 from spatialscope_dist.store.frames import write_frame
@@ -35,8 +28,6 @@ from spatialscope_dist.study import SectionSpec
 NAME = "ingest"
 VERSION = 1
 _PROCESS_BYTES = 380 << 20  # a Python worker with NumPy, pandas, h5py and zarr
-_IMAGE_CHUNK, _IMAGE_SHARD = 256, 2048
-_VIEW_SHARD = 1024
 _DECODER_BYTES_PER_PX = 4  # Pillow keeps RGB in four bytes
 _BLOCKS_IN_FLIGHT = 4
 
@@ -80,7 +71,7 @@ def plan(context: Context, item: str) -> StagePlan:
     disk = 4 * facts.n_stored + 100 * facts.n_spots + 60 * facts.n_genes
     if facts.image_shape is not None:
         channels, height, width = facts.image_shape
-        blocks = _BLOCKS_IN_FLIGHT * channels * _IMAGE_SHARD**2
+        blocks = _BLOCKS_IN_FLIGHT * channels * IMAGE_SHARD**2
         peak = max(peak, blocks + (0 if facts.image_is_tiled else _DECODER_BYTES_PER_PX * height * width))
         view = channels * height * width * min(1.0, (facts.pixel_size_um or 1.0) / 2.0) ** 2
         disk += int(1.4 * view) + (0 if facts.image_is_tiled else channels * height * width)
@@ -177,24 +168,10 @@ def take_image(section: SectionSpec, output: Path) -> dict[str, Any]:
     kind, path = image.format, spots.image
     if not image.is_tiled:
         kind, path = "zarr", output / "image.zarr"
-        _decode(image, path)
+        store_image(image, path)
         image = open_image(path)
     write_view(image, output / "view.zarr", pixel_size_um=_scale(spots))
     return {"path": str(path), "format": kind, "shape": list(image.shape), "dtype": image.dtype.name}
-
-
-def _decode(image: LazyImage, path: Path) -> None:
-    channels = image.shape[0]
-    create_array(
-        path,
-        shape=image.shape,
-        dtype=image.dtype,
-        chunks=(channels, _IMAGE_CHUNK, _IMAGE_CHUNK),
-        shards=(channels, _IMAGE_SHARD, _IMAGE_SHARD),
-        axes=("c", "y", "x"),
-    )
-    for box, pixels in decoded_blocks(image, size=_IMAGE_SHARD):
-        write_region(path, (slice(0, channels), *box.slices), pixels)
 
 
 def write_view(image: LazyImage, path: Path, *, pixel_size_um: float) -> None:
@@ -207,18 +184,7 @@ def write_view(image: LazyImage, path: Path, *, pixel_size_um: float) -> None:
     group.attrs["scales"] = list(factors)
     for number, factor in enumerate(factors):
         source, reduced = (image, factor) if number == 0 else (open_image(path / str(number - 1)), 2)
-        level = path / str(number)
-        channels = image.shape[0]
-        create_array(
-            level,
-            shape=(channels, *viewing_shape((source.shape[1], source.shape[2]), reduced)),
-            dtype=np.uint8,
-            chunks=(channels, _IMAGE_CHUNK, _IMAGE_CHUNK),
-            shards=(channels, _VIEW_SHARD, _VIEW_SHARD),
-            axes=("c", "y", "x"),
-        )
-        for box, pixels in viewing_blocks(source, reduced, size=_VIEW_SHARD):
-            write_region(level, (slice(0, channels), *box.slices), pixels)
+        store_view(source, path / str(number), factor=reduced)
 
 
 def take_nuclei(section: SectionSpec, output: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.stages.section_view import Limits, SectionFolders, view_section
+from spatialscope_dist.steps.section_view import Limits, SectionFolders, view_section
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.store.ledger import Ledger
@@ -128,7 +128,7 @@ def build_report(
 
     from spatialscope_dist.report.contents import build_page
     from spatialscope_dist.report.page import render_page
-    from spatialscope_dist.stages.truth import score_section
+    from spatialscope_dist.steps.truth import score_section
 
     views = []
     for folders in sections:

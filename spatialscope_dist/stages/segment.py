@@ -14,7 +14,7 @@ from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_m
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.stardist_model import OFFICIAL, model_folder, model_problems
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.stages.slide import (
+from spatialscope_dist.steps.slide import (
     FRAMEWORK,
     VIEW_PIXELS,
     Slide,

@@ -11,10 +11,10 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from spatialscope_dist.expression.score_network import TORCH_WORKER_BYTES, NetworkShape, settle_torch
 from spatialscope_dist.options import TrainOptions
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.stages.projection import TORCH_WORKER_BYTES, projected_panel
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
@@ -49,9 +49,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
 
 def plan(context: Context, item: str) -> StagePlan:
     """Return one task: the panel's counts, the network with its moments, and the activations of a batch."""
-    from spatialscope_dist.expression.score_network import NetworkShape
-
-    options, facts, genes = context.study.options.train, context.facts, projected_panel(context)
+    options, facts, genes = context.study.options.train, context.facts, context.largest_panel()
     weights = 4 * NetworkShape(genes, options.width, options.n_blocks).n_parameters()
     counts = int(8 * _STORED_SHARE * facts.n_reference_cells * genes)
     batch = 4 * options.batch_cells * (8 * genes + 24 * options.width * options.n_blocks)
@@ -77,7 +75,6 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
 
 def train_model(*, reference: Path, output: Path, options: TrainOptions, seed: int) -> dict[str, Any]:
     """Write model, curve and checkpoints and return what was reached; runs on a worker."""
-    from spatialscope_dist.expression.score_network import settle_torch
     from spatialscope_dist.expression.training import Hooks, fit, unpack_state
 
     settle_torch()
@@ -164,7 +161,6 @@ def _write_model(
     summary: dict[str, Any],
 ) -> None:
     from spatialscope_dist.expression.model import ScoreModel, pack_model
-    from spatialscope_dist.expression.score_network import NetworkShape
 
     versions = {name: version(name) for name in ("spatialscope_dist", "torch", "numpy", "safetensors")}
     model = ScoreModel(

@@ -12,7 +12,7 @@ from spatialscope_dist.readers.checks import study_naming
 from spatialscope_dist.simulate import SimulatedStudy, SimulationSettings, simulate, write_study
 from spatialscope_dist.simulate.settings import TYPE_NAMES
 from spatialscope_dist.stages import ingest, reference
-from spatialscope_dist.stages.section_view import SectionFolders
+from spatialscope_dist.steps.section_view import SectionFolders
 from spatialscope_dist.store.arrays import write_array
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, write_frame

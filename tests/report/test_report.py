@@ -21,8 +21,8 @@ from spatialscope_dist.report.palette import COLOURS, OTHER_COLOUR, choose_style
 from spatialscope_dist.report.views import SectionView, StageView, StudyView
 from spatialscope_dist.simulate.settings import TYPE_NAMES
 from spatialscope_dist.stages.report import average_scores, build_report, stage_views
-from spatialscope_dist.stages.section_view import Limits, choose_marker, view_section
-from spatialscope_dist.stages.truth import _cell_blocks, score_section
+from spatialscope_dist.steps.section_view import Limits, choose_marker, view_section
+from spatialscope_dist.steps.truth import _cell_blocks, score_section
 from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.store.ledger import Entry, Ledger
 from tests.report.oracle import Oracle, write_oracle

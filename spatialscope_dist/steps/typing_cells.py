@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.randomness import spot_keys
-from spatialscope_dist.stages.typing_fit import SectionTask, batches, load, save
+from spatialscope_dist.steps.typing_fit import SectionTask, batches, load, save
 from spatialscope_dist.store.arrays import write_array
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame, write_frame

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.engine.halo import HaloBlock, SweepHistory, sweep_blocks
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.randomness import key_of, spot_keys
-from spatialscope_dist.stages.typing_fit import Arrays, SectionTask, batches, load, save
+from spatialscope_dist.steps.typing_fit import Arrays, SectionTask, batches, load, save
 from spatialscope_dist.store.frames import read_frame
 
 if TYPE_CHECKING:

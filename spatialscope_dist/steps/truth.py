@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.report.accuracy import LocatedCells, cosines, match_same_type, score_nuclei, score_types
-from spatialscope_dist.stages.section_view import SectionFolders
+from spatialscope_dist.steps.section_view import SectionFolders
 from spatialscope_dist.store.arrays import open_array, read_array
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import read_json

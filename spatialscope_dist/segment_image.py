@@ -19,21 +19,14 @@ from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.stardist_model import model_folder, model_problems
 from spatialscope_dist.options import SegmentOptions
-from spatialscope_dist.readers.images import (
-    LazyImage,
-    decoded_blocks,
-    open_image,
-    viewing_blocks,
-    viewing_factors,
-    viewing_shape,
-)
-from spatialscope_dist.stages.slide import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide, segment_slide
-from spatialscope_dist.store.arrays import create_array, open_array, write_region
+from spatialscope_dist.readers.images import LazyImage, open_image, viewing_factors, viewing_shape
+from spatialscope_dist.steps.pixels import store_image, store_view
+from spatialscope_dist.steps.slide import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide, segment_slide
+from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.frames import read_frame, write_frame
 from spatialscope_dist.store.ledger import Units, content_key
 
 _COLUMNS = ("nucleus_id", "y_px", "x_px", "y_um", "x_um", "area_um2", "probability")
-_VIEW_BLOCK = 1024
 
 
 def segment_one_image(
@@ -124,23 +117,14 @@ def _slide(image: LazyImage, pixel_size_um: float, options: SegmentOptions, work
 def decode_image(image: str, target: str) -> dict[str, Any]:
     """Write an image that cannot be read by region to Zarr, once (worker)."""
     opened = open_image(Path(image))
-    chunks, shards = (opened.shape[0], 256, 256), (opened.shape[0], 2048, 2048)
-    axes = ("c", "y", "x")
-    create_array(Path(target), shape=opened.shape, dtype=opened.dtype, chunks=chunks, shards=shards, axes=axes)
-    for box, block in decoded_blocks(opened):
-        write_region(Path(target), (slice(0, opened.shape[0]), *box.slices), block)
+    store_image(opened, Path(target))
     return {"shape": list(opened.shape)}
 
 
 def view_image(image: str, target: str, factor: int) -> dict[str, Any]:
     """Write the coarse view the tissue is found in (worker)."""
-    opened = open_image(Path(image))
-    shape = opened.shape[0], *viewing_shape((opened.shape[1], opened.shape[2]), factor)
-    chunks = opened.shape[0], _VIEW_BLOCK, _VIEW_BLOCK
-    create_array(Path(target), shape=shape, dtype=np.uint8, chunks=chunks, axes=("c", "y", "x"))
-    for box, block in viewing_blocks(opened, factor, size=_VIEW_BLOCK):
-        write_region(Path(target), (slice(0, shape[0]), *box.slices), block)
-    return {"shape": list(shape)}
+    store_view(open_image(Path(image)), Path(target), factor=factor)
+    return {"factor": factor}
 
 
 def _write_tiff(out: Path, labels: Path, pixel_size_um: float) -> None:

@@ -1,0 +1,8 @@
+"""Steps: what a worker does for one unit — read from the store, call pure functions, write to the store.
+
+Here are the steps too long for the file of their stage, and those that two callers share. They know paths,
+options and arrays; the study, the ledger and the workers are the stages' business.
+
+slide (`segment`, `segment-image`) · pixels (`ingest`, `segment-image`) · typing_fit → typing_cells → typing_sweeps
+(`identify`) · rehearsal (`decompose`) · section_view, truth (`report`)
+"""

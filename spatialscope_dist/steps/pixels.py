@@ -1,0 +1,54 @@
+"""Pixels of an image in the store: the whole image when it cannot be read by region, and views of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from spatialscope_dist.readers.images import LazyImage, decoded_blocks, viewing_blocks, viewing_shape
+from spatialscope_dist.store.arrays import create_array, write_region
+
+CHUNK, IMAGE_SHARD, VIEW_SHARD = 256, 2048, 1024
+
+
+def store_image(image: LazyImage, path: Path) -> None:
+    """Write all pixels, (c, y, x), block by block: for images that cannot be read by region, decoded once.
+
+    Raises
+    ------
+    BadInput
+        When the file is damaged.
+    """
+    channels = image.shape[0]
+    create_array(
+        path,
+        shape=image.shape,
+        dtype=image.dtype,
+        chunks=(channels, CHUNK, CHUNK),
+        shards=(channels, IMAGE_SHARD, IMAGE_SHARD),
+        axes=("c", "y", "x"),
+    )
+    for box, pixels in decoded_blocks(image, size=IMAGE_SHARD):
+        write_region(path, (slice(0, channels), *box.slices), pixels)
+
+
+def store_view(image: LazyImage, path: Path, *, factor: int) -> None:
+    """Write the image reduced by area mean, (c, y, x) uint8, `factor` pixels of it to one of the view.
+
+    Raises
+    ------
+    BadInput
+        When the file is damaged.
+    """
+    channels = image.shape[0]
+    create_array(
+        path,
+        shape=(channels, *viewing_shape((image.shape[1], image.shape[2]), factor)),
+        dtype=np.uint8,
+        chunks=(channels, CHUNK, CHUNK),
+        shards=(channels, VIEW_SHARD, VIEW_SHARD),
+        axes=("c", "y", "x"),
+    )
+    for box, pixels in viewing_blocks(image, factor, size=VIEW_SHARD):
+        write_region(path, (slice(0, channels), *box.slices), pixels)
