@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spatialscope_dist.errors import SpatialScopeError
+from spatialscope_dist.stages import STAGES
 
 if TYPE_CHECKING:
     from spatialscope_dist.engine.cluster import ClusterSettings
@@ -194,7 +195,6 @@ def segment_image(
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
     nuclei: Annotated[Path | None, typer.Option(help="parquet of nuclei to write")] = None,
-    settings: Settings = None,
 ) -> None:
     """Write the label image of one image, no study needed."""
     from spatialscope_dist.segment_image import segment_one_image
@@ -222,19 +222,7 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _name in (
-    "ingest",
-    "align",
-    "segment",
-    "reference",
-    "identify",
-    "train",
-    "decompose",
-    "interact",
-    "variable",
-    "differential",
-    "report",
-):
+for _name in STAGES:
     app.command(_name)(_stage_command(_name))
 
 

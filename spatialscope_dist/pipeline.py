@@ -1,4 +1,4 @@
-"""The order of the stages, and what the commands do: check, plan, run, status."""
+"""What the commands do with the stages: check, plan, run, status; and publishing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Cost, Pool
 from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan
+from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage, StageOutcome
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.hashes import section_hashes
@@ -22,19 +23,6 @@ from spatialscope_dist.store.place import Place, require_writable
 from spatialscope_dist.store.publish import SectionSources, finish_switch, publish_section
 from spatialscope_dist.study import Study
 
-STAGES = (
-    "ingest",
-    "align",
-    "segment",
-    "reference",
-    "identify",
-    "train",
-    "decompose",
-    "interact",
-    "variable",
-    "differential",
-    "report",
-)
 _PUBLISH_AFTER = ("identify", "decompose")
 _QUARANTINED = 4
 

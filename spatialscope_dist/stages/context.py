@@ -56,6 +56,15 @@ class Context:
         entry = self.ledger.current(stage, item)
         return None if entry is None else entry.key
 
+    def cells_of(self, section: str) -> Path | None:
+        """Return the folder of a section's cells, None before it is typed: a section is typed within its stack."""
+        typed = self.upstream("identify", self.study.stack_of(section))
+        return None if typed is None else typed / section
+
+    def cells_key(self, section: str) -> str | None:
+        """Return the content key of a section's cells."""
+        return self.upstream_key("identify", self.study.stack_of(section))
+
     def largest_panel(self) -> int:
         """Return the most genes the panel can have, for projections made before it is chosen."""
         spec, facts = self.study.reference, self.facts

@@ -1,4 +1,4 @@
-"""Expression of every cell: the counts of each spot decomposed into its cells; eq. (10)-(14), Algorithm 1.
+"""Stage `decompose`: the counts of each spot split into its cells; eq. (10)-(14), Algorithm 1.
 
 prepare (exposures, choice of the estimator, tables) → one unit per shard of cells → spots.parquet. A spot
 whose cells lie in two shards is computed in both, and each writes its own rows.
@@ -75,7 +75,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
     return {
         "section": item,
         "ingest": context.upstream_key("ingest", item),
-        "identify": context.upstream_key("identify", study.stack_of(item)),
+        "identify": context.cells_key(item),
         "train": context.upstream_key("train", "study"),
         "seed": study.seed,
         "options": study.options.decompose.model_dump(mode="json", exclude={"rows_per_shard"}),
@@ -123,7 +123,7 @@ def _task(context: Context, item: str, output: Path) -> SectionTask:
     study = context.study
     folders = {
         "ingest": context.upstream("ingest", item),
-        "identify": context.upstream("identify", study.stack_of(item)),
+        "identify": context.cells_of(item),
         "reference": context.upstream("reference", "study"),
         "model": context.upstream("train", "study"),
     }
@@ -131,7 +131,7 @@ def _task(context: Context, item: str, output: Path) -> SectionTask:
     return SectionTask(
         section=item,
         ingest=known["ingest"],
-        identify=known["identify"] / item,
+        identify=known["identify"],
         reference=known["reference"],
         model=known["model"],
         weights_sha256=read_json(known["model"] / "model.json")["weights_sha256"],

@@ -1,4 +1,4 @@
-"""Cell-type-specific spatial differential expression of every section (C-SIDE, non-parametric)."""
+"""Stage `differential`: spatial differential expression within cell types, every section (C-SIDE, non-parametric)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "differential"
 VERSION = 1
 
-_WORKER_BYTES = 320 << 20
+_PROCESS_BYTES = 320 << 20  # a Python worker with NumPy, SciPy, pandas and zarr
 _GENES_PER_UNIT = 100
 
 
@@ -40,7 +40,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
     study = context.study
     return {
         "ingest": {s.name: context.upstream_key("ingest", s.name) for s in study.sections},
-        "identify": {s.name: context.upstream_key("identify", study.stack_of(s.name)) for s in study.sections},
+        "identify": {s.name: context.cells_key(s.name) for s in study.sections},
         "reference": context.upstream_key("reference", "study"),
         "options": study.options.differential.model_dump(mode="json"),
     }
@@ -53,7 +53,7 @@ def plan(context: Context, item: str) -> StagePlan:
     peak = max(8 * s.n_spots * (6 * _GENES_PER_UNIT + 4 * columns) for s in facts.sections.values())
     n_genes = min(options.max_genes * facts.n_types, facts.n_reference_genes)
     tasks = len(facts.sections) * -(-n_genes // _GENES_PER_UNIT)
-    return StagePlan(tasks=tasks, peak_bytes=_WORKER_BYTES + peak, disk_bytes=100 * n_genes * facts.n_types)
+    return StagePlan(tasks=tasks, peak_bytes=_PROCESS_BYTES + peak, disk_bytes=100 * n_genes * facts.n_types)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
@@ -64,7 +64,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     reference = context.upstream("reference", "study")
     units: dict[str, dict[str, Any]] = {}
     for section in context.study.sections:
-        cells = _cells(context, section.name)
+        cells = context.cells_of(section.name)
         if cells is None or reference is None:
             continue
         tested = _tested_types(cells, reference, options.min_cells_per_type)
@@ -86,11 +86,6 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     write_frame(context.place.table("spatial_de"), table)
     found = int((table["p_adjusted"] < 0.05).sum())
     return StageOutcome(len(done), len(units), metrics={"tests": len(table), "found": found})
-
-
-def _cells(context: Context, section: str) -> Path | None:
-    folder = context.upstream("identify", context.study.stack_of(section))
-    return None if folder is None else folder / section
 
 
 def _tested_types(cells: Path, reference: Path, min_cells: int) -> list[str]:

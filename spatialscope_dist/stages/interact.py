@@ -1,4 +1,4 @@
-"""Ligand-receptor interactions of touching cells in every section."""
+"""Stage `interact`: ligand-receptor interactions of touching cells in every section."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from spatialscope_dist.readers.pairs import read_pairs
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.store.arrays import open_array, read_array, write_array
 from spatialscope_dist.store.documents import read_json, write_json
-from spatialscope_dist.store.frames import read_frame, write_frame
+from spatialscope_dist.store.frames import join_sections, read_frame, write_frame
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from spatialscope_dist.downstream.ligand_receptor import ContactGroups, NullSummary
 
 NAME = "interact"
 VERSION = 1
 
-_WORKER_BYTES = 320 << 20
+_PROCESS_BYTES = 320 << 20  # a Python worker with NumPy, SciPy, pandas and zarr
 #: Fixed, so that sums over permutations are the same for any number of workers.
 _PERMUTATIONS_PER_UNIT = 100
 _PAIRS_PER_UNIT = 100
@@ -47,7 +45,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
     options = study.options.interact
     assert options.pairs is not None
     return {
-        "identify": {s.name: context.upstream_key("identify", study.stack_of(s.name)) for s in study.sections},
+        "identify": {s.name: context.cells_key(s.name) for s in study.sections},
         "decompose": {s.name: context.upstream_key("decompose", s.name) for s in study.sections},
         "reference": context.upstream_key("reference", "study"),
         "pairs": context.ledger.file_hash(Path(options.pairs)),
@@ -65,7 +63,7 @@ def plan(context: Context, item: str) -> StagePlan:
     scores = 8 * 8 * facts.n_types**2 * _PAIRS_PER_UNIT
     peak = max(s.n_cells * (3 * 8 * n_genes + 1500) for s in facts.sections.values()) + scores
     disk = sum(8 * s.n_cells * 2 * n_pairs for s in facts.sections.values())
-    return StagePlan(tasks=len(facts.sections) * (blocks + 2), peak_bytes=_WORKER_BYTES + peak, disk_bytes=disk)
+    return StagePlan(tasks=len(facts.sections) * (blocks + 2), peak_bytes=_PROCESS_BYTES + peak, disk_bytes=disk)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
@@ -91,7 +89,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     blocks, joins = _block_units(context, output, n_pairs), _join_units(context, output, n_pairs)
     context.pool.map(permute_block, blocks, ledger_units=units)
     tables = context.pool.map(tabulate_section, joins, ledger_units=units)
-    table = _join({name: output / name / "table.parquet" for name in sections})
+    table = join_sections({name: output / name / "table.parquet" for name in sections})
     write_frame(output / "interactions.parquet", table)
     write_frame(context.place.table("interactions"), table)
     total = len(prepared) + len(blocks) + len(joins)
@@ -113,15 +111,15 @@ def _ranges(context: Context) -> list[tuple[int, int]]:
 
 def _block_units(context: Context, output: Path, n_pairs: dict[str, int]) -> dict[str, dict[str, Any]]:
     return {
-        f"{name}.pairs{chunk:04d}.permutations{low:06d}": {
+        f"{name}.pairs{block:04d}.permutations{low:06d}": {
             "folder": output / name,
-            "chunk": chunk,
+            "block": block,
             "low": low,
             "high": high,
             "contact": _contact(context),
         }
         for name, pairs in n_pairs.items()
-        for chunk in range(-(-pairs // _PAIRS_PER_UNIT))
+        for block in range(-(-pairs // _PAIRS_PER_UNIT))
         for low, high in _ranges(context)
     }
 
@@ -130,7 +128,7 @@ def _join_units(context: Context, output: Path, n_pairs: dict[str, int]) -> dict
     return {
         f"{name}.table": {
             "folder": output / name,
-            "n_chunks": -(-pairs // _PAIRS_PER_UNIT),
+            "n_blocks": -(-pairs // _PAIRS_PER_UNIT),
             "ranges": _ranges(context),
             "contact": _contact(context),
         }
@@ -138,21 +136,14 @@ def _join_units(context: Context, output: Path, n_pairs: dict[str, int]) -> dict
     }
 
 
-def _join(parts: dict[str, Path]) -> pd.DataFrame:
-    import pandas as pd
-
-    table = pd.concat([read_frame(path).assign(section=name) for name, path in parts.items()], ignore_index=True)
-    return table[["section", *(column for column in table.columns if column != "section")]]
-
-
 def _sections(context: Context) -> dict[str, tuple[Path, Path, Path]]:
     """Return folders of cells, expression and reference of the sections that have them."""
     found: dict[str, tuple[Path, Path, Path]] = {}
     for section in context.study.sections:
-        cells = context.upstream("identify", context.study.stack_of(section.name))
-        decompose, reference = context.upstream("decompose", section.name), context.upstream("reference", "study")
+        cells, decompose = context.cells_of(section.name), context.upstream("decompose", section.name)
+        reference = context.upstream("reference", "study")
         if cells is not None and decompose is not None and reference is not None:
-            found[section.name] = (cells / section.name, decompose, reference)
+            found[section.name] = (cells, decompose, reference)
     return found
 
 
@@ -191,22 +182,22 @@ def prepare_section(
     return {"cells": len(frame), "pairs": len(kept)}
 
 
-def permute_block(*, folder: Path, chunk: int, low: int, high: int, contact: dict[str, Any]) -> dict[str, Any]:
+def permute_block(*, folder: Path, block: int, low: int, high: int, contact: dict[str, Any]) -> dict[str, Any]:
     """Write the sums of one block of permutations for one block of pairs; runs on a worker."""
     from spatialscope_dist.downstream.ligand_receptor import summarise_null
 
     groups, types = _groups(folder, contact)
-    expression, pairs = _expression(folder, chunk)
+    expression, pairs = _expression(folder, block)
     keys = read_array(folder / "keys.zarr")
     null = summarise_null(groups, expression, pairs, types=types, keys=keys, permutations=range(low, high))
-    stem = folder / f"null-{chunk:04d}-{low:06d}"
+    stem = folder / f"null-{block:04d}-{low:06d}"
     for name in ("total", "n_greater", "n_less"):
         write_array(stem / name, getattr(null, name), axes=("group", "pair"))
     return {"permutations": high - low}
 
 
 def tabulate_section(
-    *, folder: Path, n_chunks: int, ranges: list[tuple[int, int]], contact: dict[str, Any]
+    *, folder: Path, n_blocks: int, ranges: list[tuple[int, int]], contact: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the table of one section from its blocks; runs on a worker."""
     from spatialscope_dist.downstream.ligand_receptor import count_expressing, score_interactions, tabulate_interactions
@@ -214,11 +205,11 @@ def tabulate_section(
     groups, _ = _groups(folder, contact)
     names = read_json(folder / "names.json")
     observed, expressed, nulls = [], [], []
-    for chunk in range(n_chunks):
-        expression, pairs = _expression(folder, chunk)
+    for block in range(n_blocks):
+        expression, pairs = _expression(folder, block)
         observed.append(score_interactions(groups, expression, *pairs))
         expressed.append(count_expressing(groups, expression, *pairs))
-        nulls.append(_joined_null(folder, chunk, ranges))
+        nulls.append(_joined_null(folder, block, ranges))
     shape = (len(groups.types), 0)
     table = tabulate_interactions(
         groups,
@@ -241,10 +232,10 @@ def _groups(folder: Path, contact: dict[str, Any]) -> tuple[ContactGroups, NDArr
     return find_contacts(graph, types, n_types=n_types, min_cells=contact["min_cells"]), types
 
 
-def _expression(folder: Path, chunk: int) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _expression(folder: Path, block: int) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Return the expression of one block of pairs' genes, and the pairs' columns in it."""
     names = read_json(folder / "names.json")
-    pairs = names["pairs"][chunk * _PAIRS_PER_UNIT : (chunk + 1) * _PAIRS_PER_UNIT]
+    pairs = names["pairs"][block * _PAIRS_PER_UNIT : (block + 1) * _PAIRS_PER_UNIT]
     column = {gene: number for number, gene in enumerate(names["genes"])}
     wanted = sorted({column[gene] for pair in pairs for gene in pair})
     place = {number: index for index, number in enumerate(wanted)}
@@ -254,12 +245,12 @@ def _expression(folder: Path, chunk: int) -> tuple[NDArray[np.float64], tuple[ND
     return expression, (ligands, receptors)
 
 
-def _joined_null(folder: Path, chunk: int, ranges: list[tuple[int, int]]) -> NullSummary:
+def _joined_null(folder: Path, block: int, ranges: list[tuple[int, int]]) -> NullSummary:
     from spatialscope_dist.downstream.ligand_receptor import NullSummary
 
     parts = []
     for low, high in ranges:
-        stem = folder / f"null-{chunk:04d}-{low:06d}"
+        stem = folder / f"null-{block:04d}-{low:06d}"
         total, greater, less = (read_array(stem / name) for name in ("total", "n_greater", "n_less"))
         parts.append(NullSummary(total, greater, less, high - low))
     joined = parts[0]

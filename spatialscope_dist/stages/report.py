@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.steps.section_view import Limits, SectionFolders, view_section
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
@@ -23,19 +25,8 @@ if TYPE_CHECKING:
 NAME = "report"
 VERSION = 1
 
-_WORKER_BYTES = 420 << 20
-_BEFORE = (
-    "ingest",
-    "align",
-    "segment",
-    "reference",
-    "identify",
-    "train",
-    "decompose",
-    "interact",
-    "variable",
-    "differential",
-)
+_PROCESS_BYTES = 420 << 20  # a Python worker with NumPy, SciPy, pandas, zarr and matplotlib
+_BEFORE = STAGES[: STAGES.index(NAME)]
 _TABLES = {"interact": "interactions", "variable": "variable_genes", "differential": "spatial_de"}
 _LIBRARIES = ("anndata", "dask", "numpy", "scipy", "spatialdata", "stardist", "tensorflow", "torch", "zarr")
 
@@ -67,7 +58,7 @@ def plan(context: Context, item: str) -> StagePlan:
     pictures = 48 * options.max_image_px**2
     cells = max(600 * s.n_cells + 500 * s.n_spots + 100 * s.n_genes for s in facts.sections.values())
     shard = 8 * context.study.options.decompose.rows_per_shard * facts.n_reference_genes
-    return StagePlan(tasks=1, peak_bytes=_WORKER_BYTES + pictures + cells + shard, disk_bytes=20 << 20)
+    return StagePlan(tasks=1, peak_bytes=_PROCESS_BYTES + pictures + cells + shard, disk_bytes=20 << 20)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
@@ -97,14 +88,13 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
 
 def _folders(context: Context, section: str) -> SectionFolders | None:
     ingest = context.upstream("ingest", section)
-    typed = context.upstream("identify", context.study.stack_of(section))
     if ingest is None:
         return None
     return SectionFolders(
         name=section,
         ingest=ingest,
         segment=context.upstream("segment", section),
-        identify=None if typed is None else typed / section,
+        identify=context.cells_of(section),
         decompose=context.upstream("decompose", section),
         reference=context.upstream("reference", "study"),
     )
@@ -124,8 +114,6 @@ def build_report(
     page: Path,
 ) -> dict[str, Any]:
     """Write the page and return the accuracy and its size; runs on a worker."""
-    import dataclasses
-
     from spatialscope_dist.report.contents import build_page
     from spatialscope_dist.report.page import render_page
     from spatialscope_dist.steps.truth import score_section

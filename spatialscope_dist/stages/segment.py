@@ -1,4 +1,4 @@
-"""Nuclei of a section's image, their polygons and labels, and how many cells each spot holds."""
+"""Stage `segment`: nuclei of a section's image, their polygons and labels, and how many cells each spot holds."""
 
 from __future__ import annotations
 

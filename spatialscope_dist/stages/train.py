@@ -1,4 +1,4 @@
-"""The conditional score model of the study, trained on its reference; eq. (7)-(9)."""
+"""Stage `train`: the conditional score model of the study, trained on its reference; eq. (7)-(9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spatially variable genes of every section (SPARK-X): over the tissue, and beyond cell type composition."""
+"""Stage `variable`: spatially variable genes of every section (SPARK-X), over the tissue and beyond composition."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy import sparse
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.store.arrays import read_array
 from spatialscope_dist.store.counts import Counts, open_counts
-from spatialscope_dist.store.frames import read_frame, write_frame
+from spatialscope_dist.store.frames import join_sections, read_frame, write_frame
 
 NAME = "variable"
 VERSION = 1
 
-_WORKER_BYTES = 320 << 20
+_PROCESS_BYTES = 320 << 20  # a Python worker with NumPy, SciPy, pandas and zarr
 _KERNEL_COLUMNS = 22
 
 
@@ -37,7 +37,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
     study = context.study
     return {
         "ingest": {s.name: context.upstream_key("ingest", s.name) for s in study.sections},
-        "identify": {s.name: context.upstream_key("identify", study.stack_of(s.name)) for s in study.sections},
+        "identify": {s.name: context.cells_key(s.name) for s in study.sections},
         "options": study.options.variable.model_dump(mode="json"),
     }
 
@@ -48,16 +48,16 @@ def plan(context: Context, item: str) -> StagePlan:
     types = context.facts.n_types + 2
     peak = max(8 * (4 * s.n_spots + 3 * s.n_genes) * (_KERNEL_COLUMNS + types) for s in sections)
     rows = sum(s.n_genes for s in sections)
-    return StagePlan(tasks=len(sections), peak_bytes=_WORKER_BYTES + peak, disk_bytes=200 * rows)
+    return StagePlan(tasks=len(sections), peak_bytes=_PROCESS_BYTES + peak, disk_bytes=200 * rows)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
     """Test every section on a worker and join the tables."""
     study, options = context.study, context.study.options.variable
-    units = {
+    units: dict[str, dict[str, Any]] = {
         section.name: {
             "ingest": context.upstream("ingest", section.name),
-            "identify": _section_folder(context, section.name),
+            "identify": context.cells_of(section.name),
             "target": output / f"{section.name}.parquet",
             "min_spots": options.min_cells,
             "adjust_depth": options.adjust_depth,
@@ -65,22 +65,10 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         for section in study.sections
     }
     done = context.pool.map(find_section, units, ledger_units=context.ledger.units(NAME, item, output))
-    _join({name: output / f"{name}.parquet" for name in units}, output / "variable_genes.parquet")
-    _join({name: output / f"{name}.parquet" for name in units}, context.place.table("variable_genes"))
+    table = join_sections({name: unit["target"] for name, unit in units.items()})
+    for target in (output / "variable_genes.parquet", context.place.table("variable_genes")):
+        write_frame(target, table)
     return StageOutcome(done=len(done), total=len(units), metrics={"sections": dict(done)})
-
-
-def _section_folder(context: Context, section: str) -> Path | None:
-    folder = context.upstream("identify", context.study.stack_of(section))
-    return None if folder is None else folder / section
-
-
-def _join(parts: dict[str, Path], target: Path) -> None:
-    import pandas as pd
-
-    tables = [read_frame(path).assign(section=name) for name, path in parts.items()]
-    joined = pd.concat(tables, ignore_index=True)
-    write_frame(target, joined[["section", *(name for name in joined.columns if name != "section")]])
 
 
 def find_section(

@@ -20,3 +20,9 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Return the frame of a parquet file."""
     return pd.read_parquet(path, columns=columns)
+
+
+def join_sections(parts: dict[str, Path]) -> pd.DataFrame:
+    """Return the frames of all sections below each other, the section's name as first column."""
+    joined = pd.concat([read_frame(path).assign(section=name) for name, path in parts.items()], ignore_index=True)
+    return joined[["section", *(name for name in joined.columns if name != "section")]]

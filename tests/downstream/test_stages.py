@@ -37,8 +37,8 @@ def interactions(oracle: Oracle, folder: Path, ranges: list[tuple[int, int]]) ->
     )
     assert done["pairs"] == 20
     for low, high in ranges:
-        interact.permute_block(folder=folder, chunk=0, low=low, high=high, contact=CONTACT)
-    interact.tabulate_section(folder=folder, n_chunks=1, ranges=ranges, contact=CONTACT)
+        interact.permute_block(folder=folder, block=0, low=low, high=high, contact=CONTACT)
+    interact.tabulate_section(folder=folder, n_blocks=1, ranges=ranges, contact=CONTACT)
     return read_frame(folder / "table.parquet")
 
 
@@ -52,15 +52,15 @@ def test_interact__same_table_however_permutations_and_pairs_are_divided(
     assert whole["p_adjusted"].between(0, 1).all()
     monkeypatch.setattr(interact, "_PAIRS_PER_UNIT", 7)
     folder = tmp_path / "whole"
-    for chunk in range(3):
-        interact.permute_block(folder=folder, chunk=chunk, low=0, high=60, contact=CONTACT)
-    interact.tabulate_section(folder=folder, n_chunks=3, ranges=[(0, 60)], contact=CONTACT)
+    for block in range(3):
+        interact.permute_block(folder=folder, block=block, low=0, high=60, contact=CONTACT)
+    interact.tabulate_section(folder=folder, n_blocks=3, ranges=[(0, 60)], contact=CONTACT)
     pd.testing.assert_frame_equal(whole, read_frame(folder / "table.parquet"))
 
 
 def test_interact__no_pair_in_the_panel_gives_an_empty_table(oracle: Oracle, tmp_path: Path) -> None:
     interactions(oracle, tmp_path / "s", [(0, 1)])
-    done = interact.tabulate_section(folder=tmp_path / "s", n_chunks=0, ranges=[(0, 1)], contact=CONTACT)
+    done = interact.tabulate_section(folder=tmp_path / "s", n_blocks=0, ranges=[(0, 1)], contact=CONTACT)
     assert done["selected"] == 0
     assert len(read_frame(tmp_path / "s" / "table.parquet")) == 0
 
