@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -13,15 +13,13 @@ from typing import Any, cast
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Cost, Pool
-from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan
+from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan, SpatialScopeError
+from spatialscope_dist.publishing import publish
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage, StageOutcome
-from spatialscope_dist.store.documents import read_json, write_json
-from spatialscope_dist.store.hashes import section_hashes
 from spatialscope_dist.store.ledger import Entry, Ledger, content_key
 from spatialscope_dist.store.place import Place, require_writable
-from spatialscope_dist.store.publish import SectionSources, finish_switch, publish_section
-from spatialscope_dist.study import Study
+from spatialscope_dist.study import Facts, Study
 
 _PUBLISH_AFTER = ("identify", "decompose")
 _QUARANTINED = 4
@@ -117,7 +115,8 @@ def refuse_what_does_not_fit(planned: dict[str, dict[str, int]], settings: Clust
         for name, row in planned.items()
         if row["peak_bytes"] > limit
     ]
-    needed = sum(row["disk_bytes"] for row in planned.values())
+    # What an earlier run left is part of what the plan counts: a run that goes on needs only the rest.
+    needed = max(0, sum(row["disk_bytes"] for row in planned.values()) - Place(root).stored_bytes())
     folder = next(parent for parent in (root, *root.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -157,6 +156,7 @@ def run(
     context = _context(study, settings, events)
     context.pool.connect()
     require_writable(study.output)
+    _keep_to_the_study(context)
     _require_earlier(context, STAGES[: STAGES.index(chosen[0])])
     if chosen == ["report"]:
         context.ledger.forget("report", "study")
@@ -165,7 +165,7 @@ def run(
         for name in chosen:
             _run_stage(stage_module(name), context, summary, planned[name]["peak_bytes"])
             if name in _PUBLISH_AFTER or name == chosen[-1]:
-                _publish(context)
+                publish(context)
     finally:
         context.pool.close()
     _conclude(context, summary)
@@ -173,21 +173,46 @@ def run(
 
 
 def status(study: Study) -> dict[str, dict[str, Any]]:
-    """Return per stage what is done of what, which items failed and why, and what is out of date."""
-    ledger = Ledger(Place(study.output).ledger)
-    rows: dict[str, dict[str, Any]] = {}
-    for name in STAGES:
-        entries = ledger.entries(name)
-        failed = {f"{entry.item}/{unit}": reason for entry in entries for unit, reason in entry.failed.items()}
-        rows[name] = {
-            "done": sum(entry.done for entry in entries),
-            "total": sum(entry.total for entry in entries),
-            "items": sorted(entry.item for entry in entries),
-            "failed": failed,
-            "skipped": ledger.skips(name),
-            "units_committed": ledger.count_units(name),
-        }
-    return rows
+    """Return per stage what is done of what, which items failed and why, and what waits.
+
+    An item that waits counts with the units it has committed, of those the plan gives it.
+    """
+    context = _reading_context(study)
+    return {name: _stage_status(stage_module(name), context) for name in STAGES}
+
+
+def _stage_status(stage: Stage, context: Context) -> dict[str, Any]:
+    ledger, items = context.ledger, stage.items(context)
+    entries = [entry for entry in ledger.entries(stage.NAME) if entry.item in items]
+    skipped = {item: reason for item, reason in ledger.skips(stage.NAME).items() if item in items}
+    settled = {entry.item for entry in entries} | set(skipped)
+    waiting = {item: ledger.count_units(stage.NAME, item) for item in items if item not in settled}
+    left = sum(max(units, _planned_units(stage, context, item)) for item, units in waiting.items())
+    return {
+        "done": sum(entry.done for entry in entries) + sum(waiting.values()),
+        "total": sum(entry.total for entry in entries) + left,
+        "items": sorted(entry.item for entry in entries),
+        "waiting": sorted(waiting),
+        "failed": {f"{entry.item}/{unit}": reason for entry in entries for unit, reason in entry.failed.items()},
+        "skipped": skipped,
+        "units_committed": sum(ledger.count_units(stage.NAME, item) for item in items),
+    }
+
+
+def _planned_units(stage: Stage, context: Context, item: str) -> int:
+    if not context.facts.sections:
+        return 1
+    return 0 if stage.skip_reason(context, item) is not None else stage.plan(context, item).tasks
+
+
+def _reading_context(study: Study) -> Context:
+    """Return a context to look with; inputs that cannot be read just now leave it without facts."""
+    settings = ClusterSettings(workers=1, memory_limit_bytes=0)
+    try:
+        return _context(study, settings, Events())
+    except (SpatialScopeError, OSError):
+        place = Place(study.output)
+        return Context(study, place, Ledger(place.ledger), Pool(settings, Events()), Events(), Facts({}, 0, 0, 0))
 
 
 def _context(study: Study, settings: ClusterSettings, events: Events) -> Context:
@@ -208,6 +233,11 @@ def _between(first: str | None, until: str | None) -> list[str]:
     return list(STAGES[low : high + 1])
 
 
+def _keep_to_the_study(context: Context) -> None:
+    for name in STAGES:
+        context.ledger.keep_only(name, stage_module(name).items(context))
+
+
 def _require_earlier(context: Context, names: tuple[str, ...]) -> None:
     missing = [
         f"{name} of {item}"
@@ -219,6 +249,19 @@ def _require_earlier(context: Context, names: tuple[str, ...]) -> None:
         raise BadInput(
             Problem("--from", f"not yet run: {', '.join(missing)}", "earlier stages done", "Leave --from out.")
         )
+    aged = [
+        f"{entry.stage} of {entry.item}"
+        for name in names
+        for entry in context.ledger.entries(name)
+        if entry.key != _key(stage_module(name), context, entry.item)
+    ]
+    if aged:
+        text = f"made with other options or inputs, and used as they are: {', '.join(aged)}"
+        context.events.emit("warning", text=f"{text}. Leave --from out to renew them.")
+
+
+def _key(stage: Stage, context: Context, item: str) -> str:
+    return content_key(stage.NAME, stage.VERSION, stage.inputs(context, item))
 
 
 def _stage_plan(stage: Stage, context: Context) -> dict[str, int]:
@@ -235,7 +278,7 @@ def _run_stage(stage: Stage, context: Context, summary: Summary, projected: int)
     for item in stage.items(context):
         reason = stage.skip_reason(context, item)
         if reason is not None:
-            context.ledger.skip(stage.NAME, item, reason)
+            _withdraw(stage, context, item, reason)
             context.events.emit("skipped", stage=stage.NAME, item=item, reason=reason)
             continue
         entry = _run_item(stage, context, item, projected)
@@ -245,33 +288,51 @@ def _run_stage(stage: Stage, context: Context, summary: Summary, projected: int)
             summary.add(stage.NAME, current)
 
 
+def _withdraw(stage: Stage, context: Context, item: str, reason: str) -> None:
+    """Note that a stage is skipped; what it made before, and what was made from that, no longer counts."""
+    before, published = context.ledger.current(stage.NAME, item), context.place.published(stage.NAME)
+    if before is not None:
+        context.ledger.forget_made_from(before.key, STAGES)
+    context.ledger.skip(stage.NAME, item, reason)
+    if published is not None:
+        published.unlink(missing_ok=True)
+
+
 def _run_item(stage: Stage, context: Context, item: str, projected: int) -> Entry | None:
     """Run one item and commit it; return None when its output is already there."""
     inputs = stage.inputs(context, item)
     key = content_key(stage.NAME, stage.VERSION, inputs)
-    output = context.place.output(stage.NAME, item, key)
+    output, published = context.place.output(stage.NAME, item, key), context.place.published(stage.NAME)
     current = context.ledger.current(stage.NAME, item)
-    if current is not None and current.key == key and output.exists():
+    whole = output.exists() and (published is None or published.exists())
+    if current is not None and current.key == key and whole:
         context.events.emit("unchanged", stage=stage.NAME, item=item)
         return None
+    if not output.exists():
+        # Units noted for an output that was deleted since have left nothing to go on with.
+        context.ledger.units(stage.NAME, item, output).forget()
     output.mkdir(parents=True, exist_ok=True)
     context.pool.take_cost()
     start = time.perf_counter()
     outcome = stage.run(context, item, output)
     cost = _cost(context.pool.take_cost(), time.perf_counter() - start, projected)
     entry = _entry(stage, item, key, inputs, outcome=outcome, cost=cost)
-    context.ledger.commit(entry)
-    _forget_older(output)
-    context.events.emit(
-        "committed",
-        stage=stage.NAME,
-        item=item,
-        done=outcome.done,
-        total=outcome.total,
-        failed=len(outcome.failed),
-        **cost,
-    )
+    _commit(context, entry, current)
     return entry
+
+
+def _commit(context: Context, entry: Entry, before: Entry | None) -> None:
+    """Make an output the current one: first what was made from the old one stops counting, last the old one goes."""
+    if before is not None and before.key != entry.key:
+        context.ledger.forget_made_from(before.key, STAGES)
+    context.ledger.commit(entry)
+    output = context.place.output(entry.stage, entry.item, entry.key)
+    for sibling in output.parent.iterdir():
+        if sibling != output:
+            context.ledger.units(entry.stage, entry.item, sibling).forget()
+            shutil.rmtree(sibling, ignore_errors=True)
+    counts = {"done": entry.done, "total": entry.total, "failed": len(entry.failed)}
+    context.events.emit("committed", stage=entry.stage, item=entry.item, **counts, **entry.cost)
 
 
 def _cost(cost: Cost, seconds: float, projected: int) -> dict[str, Any]:
@@ -299,70 +360,6 @@ def _entry(
         failed=outcome.failed,
         metrics=outcome.metrics,
         cost=cost,
-    )
-
-
-def _forget_older(output: Path) -> None:
-    for sibling in output.parent.iterdir():
-        if sibling != output:
-            shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _publish(context: Context) -> None:
-    """Assemble every section whose stage outputs changed since it was last published."""
-    units: dict[str, dict[str, Any]] = {}
-    keys: dict[Path, str] = {}
-    for section in context.study.sections:
-        target = context.place.section(section.name)
-        finish_switch(target)
-        inputs = {name: context.upstream_key(name, item) for name, item in _sources_of(context, section.name)}
-        key = content_key("publish", 1, inputs)
-        mark = context.ledger.root / "publish" / f"{section.name}.json"
-        if inputs["ingest"] is None or (target.exists() and mark.exists() and read_json(mark) == key):
-            continue
-        units[section.name] = {"sources": _section_sources(context, section.name), "target": target}
-        keys[mark] = key
-    if not units:
-        return
-    context.pool.map(publish_section, units, framework="any")
-    folders = {name: unit["sources"] for name, unit in units.items()}
-    hashing = {
-        name: {"segment": s.segment, "identify": s.identify, "decompose": s.decompose} for name, s in folders.items()
-    }
-    hashes = context.pool.map(section_hashes, hashing, framework="any")
-    known = read_json(context.place.hashes) if context.place.hashes.exists() else {}
-    write_json(context.place.hashes, {**known, **hashes})
-    for mark, key in keys.items():
-        write_json(mark, key)
-    context.pool.take_cost()
-
-
-def _sources_of(context: Context, section: str) -> Iterator[tuple[str, str]]:
-    yield from (("ingest", section), ("segment", section), ("decompose", section), ("reference", "study"))
-    yield "identify", context.study.stack_of(section)
-
-
-def _section_sources(context: Context, section: str) -> SectionSources:
-    folders = {name: context.upstream(name, item) for name, item in _sources_of(context, section)}
-    reference, identify, ingest = folders["reference"], folders["identify"], folders["ingest"]
-    assert ingest is not None
-    notes: dict[str, Any] = {"seed": context.study.seed, "study": context.study.name}
-    notes["options"] = context.study.options.model_dump(mode="json")
-    if identify is not None:
-        notes["identify"] = read_json(identify / "summary.json")
-    if folders["decompose"] is not None:
-        notes["decompose"] = read_json(folders["decompose"] / "summary.json")
-    return SectionSources(
-        name=section,
-        ingest=ingest,
-        diameter_um=context.study.section(section).diameter_um,
-        segment=folders["segment"],
-        identify=None if identify is None else identify / section,
-        decompose=folders["decompose"],
-        reference=reference,
-        types=[] if reference is None else read_json(reference / "types.json"),
-        genes=[] if reference is None else read_json(reference / "panel.json")["genes"],
-        notes=notes,
     )
 
 

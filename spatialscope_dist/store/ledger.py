@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,10 @@ class Units:
         """Note that a unit is complete; called after its chunks are on disk."""
         write_json(self.folder / f"{unit}.json", result)
 
+    def forget(self) -> None:
+        """Forget all units: what they wrote is gone, or about to be."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -74,10 +80,28 @@ class Ledger:
         """Drop the current output of an item, so that it is made anew."""
         self._path(stage, item).unlink(missing_ok=True)
 
+    def forget_made_from(self, key: str, stages: Sequence[str]) -> None:
+        """Drop the current outputs of `stages` that were made from the one with that key, or from those made from it.
+
+        Their folders and units stay: should the same content come back, no unit is run again.
+        """
+        for entry in [entry for stage in stages for entry in self.entries(stage)]:
+            if f'"{key}"' in json.dumps(entry.inputs):
+                self.forget(entry.stage, entry.item)
+                self.forget_made_from(entry.key, stages)
+
+    def keep_only(self, stage: str, items: Collection[str]) -> None:
+        """Drop the outputs and skips of items that the study no longer has."""
+        for folder in (self.root / stage, self.root / "skipped" / stage):
+            for path in folder.glob("[!.]*.json"):
+                if path.stem not in items:
+                    path.unlink(missing_ok=True)
+
     def skip(self, stage: str, item: str, reason: str) -> None:
         """Note that a stage has nothing to do for an item; an earlier output no longer counts."""
         self.forget(stage, item)
-        write_json(self.root / "skipped" / stage / f"{item}.json", reason)
+        if self.skips(stage).get(item) != reason:
+            write_json(self.root / "skipped" / stage / f"{item}.json", reason)
 
     def skips(self, stage: str) -> dict[str, str]:
         """Return the reasons of skipped items."""
@@ -88,9 +112,10 @@ class Ledger:
         """Return the record of finished units of an output folder (named by its key)."""
         return Units(self.root / "units" / stage / item / output.name)
 
-    def count_units(self, stage: str) -> int:
-        """Return how many units of a stage are committed, for a live view of a run."""
-        return sum(1 for _ in (self.root / "units" / stage).rglob("[!.]*.json"))
+    def count_units(self, stage: str, item: str) -> int:
+        """Return how many units of an item are committed, of the run that went furthest, for a live view."""
+        runs = (self.root / "units" / stage / item).glob("*")
+        return max((sum(1 for _ in run.glob("[!.]*.json")) for run in runs), default=0)
 
     def file_hash(self, path: Path) -> str:
         """Return the SHA-256 of a file or folder of files, remembered while size and time stay the same."""

@@ -52,6 +52,23 @@ class Place:
         """Return a study-wide parquet table, for example 'interactions'."""
         return self.root / f"{name}.parquet"
 
+    def published(self, stage: str) -> Path | None:
+        """Return what a study-wide stage puts where users look for it, None for the other stages."""
+        places = {
+            "reference": self.reference,
+            "train": self.model,
+            "interact": self.table("interactions"),
+            "variable": self.table("variable_genes"),
+            "differential": self.table("spatial_de"),
+            "report": self.report,
+        }
+        return places.get(stage)
+
+    def stored_bytes(self) -> int:
+        """Return the bytes the stage outputs take on disk so far."""
+        files = (path for path in (self.root / "work").rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files)
+
 
 def require_writable(root: Path) -> None:
     """Create the folder and prove that it can be written.

@@ -1,0 +1,72 @@
+"""Publishing: what users open of every section is assembled from the stages' current outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spatialscope_dist.stages.context import Context
+from spatialscope_dist.store.documents import read_json, write_json
+from spatialscope_dist.store.hashes import section_hashes
+from spatialscope_dist.store.ledger import content_key
+from spatialscope_dist.store.publish import SectionSources, finish_switch, publish_section
+
+
+def publish(context: Context) -> None:
+    """Assemble every section whose stage outputs changed since it was last published."""
+    units: dict[str, dict[str, Any]] = {}
+    keys: dict[Path, str] = {}
+    for section in context.study.sections:
+        target = context.place.section(section.name)
+        finish_switch(target)
+        inputs = {name: context.upstream_key(name, item) for name, item in _sources_of(context, section.name)}
+        key = content_key("publish", 1, inputs)
+        mark = context.ledger.root / "publish" / f"{section.name}.json"
+        if inputs["ingest"] is None or (target.exists() and mark.exists() and read_json(mark) == key):
+            continue
+        units[section.name] = {"sources": _section_sources(context, section.name), "target": target}
+        keys[mark] = key
+    if not units:
+        return
+    context.pool.map(publish_section, units, framework="any")
+    folders = {name: unit["sources"] for name, unit in units.items()}
+    hashing = {
+        name: {"segment": s.segment, "identify": s.identify, "decompose": s.decompose} for name, s in folders.items()
+    }
+    hashes = context.pool.map(section_hashes, hashing, framework="any")
+    known = read_json(context.place.hashes) if context.place.hashes.exists() else {}
+    kept = {section.name: known[section.name] for section in context.study.sections if section.name in known}
+    write_json(context.place.hashes, {**kept, **hashes})
+    for mark, key in keys.items():
+        write_json(mark, key)
+    context.pool.take_cost()
+
+
+def _sources_of(context: Context, section: str) -> Iterator[tuple[str, str]]:
+    yield from (("ingest", section), ("segment", section), ("decompose", section), ("reference", "study"))
+    yield "identify", context.study.stack_of(section)
+
+
+def _section_sources(context: Context, section: str) -> SectionSources:
+    folders = {name: context.upstream(name, item) for name, item in _sources_of(context, section)}
+    reference, identify, ingest = folders["reference"], folders["identify"], folders["ingest"]
+    assert ingest is not None
+    notes: dict[str, Any] = {"seed": context.study.seed, "study": context.study.name}
+    notes["options"] = context.study.options.model_dump(mode="json")
+    if identify is not None:
+        notes["identify"] = read_json(identify / "summary.json")
+    if folders["decompose"] is not None:
+        notes["decompose"] = read_json(folders["decompose"] / "summary.json")
+    return SectionSources(
+        name=section,
+        ingest=ingest,
+        diameter_um=context.study.section(section).diameter_um,
+        segment=folders["segment"],
+        identify=None if identify is None else identify / section,
+        decompose=folders["decompose"],
+        reference=reference,
+        types=[] if reference is None else read_json(reference / "types.json"),
+        genes=[] if reference is None else read_json(reference / "panel.json")["genes"],
+        notes=notes,
+    )
