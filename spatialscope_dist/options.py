@@ -169,6 +169,19 @@ class DifferentialOptions(StageOptions):
     n_basis: int = Field(15, ge=3, description="smooth basis functions; fewer when a section has few spots")
     min_cells_per_type: int = Field(30, ge=1, description="types with fewer cells keep one profile and are not tested")
     max_genes: int = Field(500, ge=1, description="highest-expressed panel genes tested per type")
+    min_expected_counts: float = Field(
+        20.0,
+        ge=0,
+        description="counts of the gene in the section that the type must account for; with fewer, p-values under "
+        "the null are not uniform (measured: right from 20 on, far too small below 5)",
+    )
+    min_count_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the gene's counts that the type must account for; below it the change cannot be told "
+        "from that of the other types",
+    )
 
 
 class ReportOptions(StageOptions):

@@ -15,6 +15,15 @@ Test of α_·kg = 0 (type k's profile does not change over the tissue) with ever
 3. F test of type k's columns, with the residual variance of the full regression.
 
 It is the efficient-score test of C-SIDE's hypothesis; the F distribution corrects for few spots.
+
+Which tests are made: only those of types that account for enough of the gene's counts (``Evidence``). Elsewhere the
+data say nothing of α_·k, and the F distribution fails. Null counts drawn on a real section of 283 spots: of types with
+a fifth of the gene's counts but fewer than 5 of them, 0.7 % of tests fell under 1e-5; at 5 to 20 counts 7 % fell under
+0.05, from 20 on 5 %. The rule uses sums of counts, not their places, so it leaves p uniform under the null
+(independent filtering, Bourgon et al. 2010).
+
+Size of the change: posterior mode of the same regression with α_kl ~ N(0, (log 2)²/L), that is, a sd of one doubling
+over the tissue. Without information the mode is 0, not the noise that the unpenalised coefficients would show.
 """
 
 from __future__ import annotations
@@ -29,18 +38,30 @@ Array = NDArray[np.float64]
 EM_STEPS = 60
 PRIOR_COUNTS = 1.0
 SPOTS_PER_PARAMETER = 4
+PRIOR_LOG2_SD = 1.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How much of a gene a type must account for: expected counts over all spots, and share of the gene's counts."""
+
+    min_expected_counts: float
+    min_count_share: float
 
 
 @dataclass(frozen=True)
 class SpatialTest:
-    """Results by tested type and gene, (types, genes): F statistic, p-value, sd over cells of the fitted log2 change.
+    """Results by tested type and gene, (types, genes): F statistic, p-value, size of the change, counts of the type.
 
-    Entries that cannot be tested are NaN. ``degrees`` = (of the numerator, of the denominator).
+    ``log2_sd`` = sd over the type's counts of the fitted log2 change, penalised; ``expected_counts`` = the gene's
+    counts that the type accounts for. Entries that cannot be tested are NaN, except ``expected_counts``.
+    ``degrees`` = (of the numerator, of the denominator).
     """
 
     statistic: Array
     p: Array
     log2_sd: Array
+    expected_counts: Array
     degrees: tuple[int, int]
 
 
@@ -99,7 +120,13 @@ def fit_overdispersion(counts: Array, mean: Array, *, n_parameters: int) -> Arra
 
 
 def find_spatial_change(
-    counts: Array, exposure: Array, profiles: Array, *, basis: Array, tested: NDArray[np.int64]
+    counts: Array,
+    exposure: Array,
+    profiles: Array,
+    *,
+    basis: Array,
+    tested: NDArray[np.int64],
+    evidence: Evidence,
 ) -> SpatialTest:
     """Return the test of every tested type and gene.
 
@@ -115,25 +142,30 @@ def find_spatial_change(
         (spots, L), smooth functions.
     tested
         (tested,), rows of the types whose profiles may change; the others keep one level.
+    evidence
+        What a type must account for to be tested; a type below it may still change in the tests of the others.
     """
     levels, mean = fit_type_levels(counts, exposure, profiles)
     dispersion = fit_overdispersion(counts, mean, n_parameters=exposure.shape[1])
     n_spots, n_basis = basis.shape
     freedom = n_spots - exposure.shape[1] - len(tested) * n_basis
-    shape = (len(tested), counts.shape[1])
-    statistic, log2_sd = np.full(shape, np.nan), np.full(shape, np.nan)
-    for gene in range(counts.shape[1]) if freedom > 0 and n_basis > 0 else ():
+    expected = exposure[:, tested].sum(axis=0)[:, None] * (profiles * levels)[tested]
+    told = (expected >= evidence.min_expected_counts) & (expected >= evidence.min_count_share * mean.sum(axis=0))
+    statistic, log2_sd = np.full(expected.shape, np.nan), np.full(expected.shape, np.nan)
+    for gene in np.flatnonzero(told.any(axis=0)) if freedom > 0 and n_basis > 0 else ():
         share = exposure * (profiles[:, gene] * levels[:, gene]) / mean[:, [gene]]
         weight = mean[:, gene] / (1 + dispersion[gene] * mean[:, gene])
         relative = (counts[:, gene] - mean[:, gene]) / mean[:, gene]
         statistic[:, gene], log2_sd[:, gene] = _test_gene(share, weight, relative, basis, tested)
-    return SpatialTest(statistic, stats.f.sf(statistic, n_basis, max(freedom, 1)), log2_sd, (n_basis, max(freedom, 0)))
+    statistic[~told], log2_sd[~told] = np.nan, np.nan
+    p = stats.f.sf(statistic, n_basis, max(freedom, 1))
+    return SpatialTest(statistic, p, log2_sd, expected, (n_basis, max(freedom, 0)))
 
 
 def _test_gene(
     share: Array, weight: Array, relative: Array, basis: Array, tested: NDArray[np.int64]
 ) -> tuple[Array, Array]:
-    """Return F statistics and sd of the fitted log2 change, each (tested types,), of one gene."""
+    """Return F statistics and sd of the penalised log2 change, each (tested types,), of one gene."""
     n_spots, n_basis = basis.shape
     change = (share[:, tested, None] * basis[:, None, :]).reshape(n_spots, -1)
     root = np.sqrt(weight)
@@ -142,15 +174,20 @@ def _test_gene(
     # columns of types that hardly express the gene are nearly 0; the ridge keeps them from spoiling the others
     ridge = 1e-8 * max(float(np.trace(gram)), 1e-300)
     covariance = np.linalg.inv(gram + ridge * np.eye(len(gram)))
-    coefficients = covariance @ (design.T @ target)
+    moments = design.T @ target
+    coefficients = covariance @ moments
     residual = target - design @ coefficients
     variance = max(float(residual @ residual) / (n_spots - design.shape[1]), 1e-12)
+    penalty = np.where(
+        np.arange(len(gram)) < share.shape[1], ridge, variance * n_basis / (PRIOR_LOG2_SD * np.log(2)) ** 2
+    )
+    likely = np.linalg.solve(gram + np.diag(penalty), moments)
     statistic, log2_sd = np.empty(len(tested)), np.empty(len(tested))
     for number, kind in enumerate(tested):
         block = slice(share.shape[1] + number * n_basis, share.shape[1] + (number + 1) * n_basis)
         part = coefficients[block]
         statistic[number] = part @ np.linalg.solve(covariance[block, block], part) / n_basis / variance
-        fitted, amount = basis @ part, share[:, kind] * weight
+        fitted, amount = basis @ likely[block], share[:, kind] * weight
         centre = np.average(fitted, weights=amount + 1e-300)
         log2_sd[number] = np.sqrt(np.average((fitted - centre) ** 2, weights=amount + 1e-300)) / np.log(2)
     return statistic, log2_sd

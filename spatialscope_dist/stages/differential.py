@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialscope_dist.options import DifferentialOptions
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.store.arrays import read_array
 from spatialscope_dist.store.counts import open_counts
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "differential"
-VERSION = 1
+VERSION = 2
 
 _PROCESS_BYTES = 320 << 20  # a Python worker with NumPy, SciPy, pandas and zarr
 _GENES_PER_UNIT = 100
@@ -77,7 +78,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
                 "target": output / f"{section.name}.{number:04d}.parquet",
                 "tested": tested,
                 "genes": genes[low : low + _GENES_PER_UNIT],
-                "n_basis": options.n_basis,
+                "options": options,
             }
     done = context.pool.map(find_changes, units, ledger_units=context.ledger.units(NAME, item, output))
     parts = [read_frame(unit["target"]).assign(section=name.rsplit(".", 1)[0]) for name, unit in units.items()]
@@ -111,26 +112,34 @@ def _highest(reference: Path, panel: Sequence[str], row: int, max_genes: int) ->
 
 
 def find_changes(
-    *, ingest: Path, cells: Path, reference: Path, target: Path, tested: list[str], genes: list[str], n_basis: int
+    *,
+    ingest: Path,
+    cells: Path,
+    reference: Path,
+    target: Path,
+    tested: list[str],
+    genes: list[str],
+    options: DifferentialOptions,
 ) -> dict[str, Any]:
     """Write the tests of some genes in one section; runs on a worker."""
     import pandas as pd
 
-    from spatialscope_dist.downstream.spatial_de import choose_n_basis, find_spatial_change, smooth_basis
+    from spatialscope_dist.downstream.spatial_de import Evidence, choose_n_basis, find_spatial_change, smooth_basis
 
     spots, weights = read_frame(ingest / "spots.parquet"), read_array(cells / "weights.zarr").astype(np.float64)
     used = np.isfinite(weights).all(axis=1) & (np.nan_to_num(weights).sum(axis=1) > 0)
     types, present = read_json(reference / "types.json"), _measured(ingest, cells, reference, genes)
     exposure = weights[used] * spots["total_counts"].to_numpy(np.float64)[used, None]
     rows = np.array([types.index(name) for name in tested], dtype=np.int64)
-    n_functions = choose_n_basis(n_basis, n_spots=int(used.sum()), n_types=max(len(tested), 1))
+    n_functions = choose_n_basis(options.n_basis, n_spots=int(used.sum()), n_types=max(len(tested), 1))
     places = spots[["y_um", "x_um"]].to_numpy(np.float64)[used]
     counts = _columns(ingest, [gene for gene in genes if gene in present])[used]
     profiles = np.stack([present[gene] for gene in genes if gene in present], axis=1) if present else None
     if profiles is None or n_functions == 0 or not tested:
         write_frame(target, _empty().drop(columns=["section", "p_adjusted"]))
         return {"tests": 0}
-    result = find_spatial_change(counts, exposure, profiles, basis=smooth_basis(places, n_functions), tested=rows)
+    basis, evidence = smooth_basis(places, n_functions), Evidence(options.min_expected_counts, options.min_count_share)
+    result = find_spatial_change(counts, exposure, profiles, basis=basis, tested=rows, evidence=evidence)
     kept = [gene for gene in genes if gene in present]
     table = pd.DataFrame(
         {
@@ -138,11 +147,13 @@ def find_changes(
             "gene": np.tile(np.array(kept, dtype=object), len(tested)),
             "statistic": result.statistic.ravel(),
             "n_basis": n_functions,
+            "expected_counts": result.expected_counts.ravel(),
             "log2_sd": result.log2_sd.ravel(),
             "p": result.p.ravel(),
         }
     )
-    write_frame(target, table.dropna(subset=["p"]))
+    table = table.dropna(subset=["p"])
+    write_frame(target, table)
     return {"tests": len(table)}
 
 
@@ -183,6 +194,7 @@ def _empty() -> pd.DataFrame:
             "gene": text,
             "statistic": number,
             "n_basis": number,
+            "expected_counts": number,
             "log2_sd": number,
             "p": number,
             "p_adjusted": number,

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from spatialscope_dist.downstream.spatial_de import (
+    Evidence,
     choose_n_basis,
     find_spatial_change,
     fit_overdispersion,
@@ -15,6 +16,7 @@ from spatialscope_dist.downstream.spatial_de import (
 
 Array = NDArray[np.float64]
 N_SPOTS, N_TYPES = 400, 4
+ANY = Evidence(0.0, 0.0)
 
 
 def tissue(n_genes: int, seed: int) -> tuple[Array, Array, Array]:
@@ -34,7 +36,7 @@ def test_find_spatial_change__p_uniform_under_the_null() -> None:
     positions, exposure, profiles = tissue(150, 0)
     counts = draw(exposure @ profiles, 1)
     result = find_spatial_change(
-        counts, exposure, profiles, basis=smooth_basis(positions, 6), tested=np.arange(N_TYPES)
+        counts, exposure, profiles, basis=smooth_basis(positions, 6), tested=np.arange(N_TYPES), evidence=ANY
     )
     assert result.degrees == (6, N_SPOTS - N_TYPES - 24)
     for kind in range(N_TYPES):
@@ -50,7 +52,7 @@ def test_find_spatial_change__planted_gradient_is_found_in_its_type_only() -> No
     mean[:, :20] = exposure @ profiles[:, :20]
     mean[:, :20] += exposure[:, [1]] * profiles[1, :20] * (np.exp(1.6 * side) - 1)[:, None]
     result = find_spatial_change(
-        draw(mean, 3), exposure, profiles, basis=smooth_basis(positions, 6), tested=np.arange(N_TYPES)
+        draw(mean, 3), exposure, profiles, basis=smooth_basis(positions, 6), tested=np.arange(N_TYPES), evidence=ANY
     )
     assert (result.p[1, :20] < 0.01).mean() > 0.8
     assert (result.p[[0, 2, 3], :20] < 0.01).mean() < 0.08
@@ -61,9 +63,14 @@ def test_find_spatial_change__row_order_does_not_matter() -> None:
     positions, exposure, profiles = tissue(5, 4)
     counts, basis = draw(exposure @ profiles, 5), smooth_basis(positions, 4)
     order = np.random.default_rng(6).permutation(N_SPOTS)
-    first = find_spatial_change(counts, exposure, profiles, basis=basis, tested=np.array([0, 2]))
+    first = find_spatial_change(counts, exposure, profiles, basis=basis, tested=np.array([0, 2]), evidence=ANY)
     second = find_spatial_change(
-        counts[order], exposure[order], profiles, basis=smooth_basis(positions[order], 4), tested=np.array([0, 2])
+        counts[order],
+        exposure[order],
+        profiles,
+        basis=smooth_basis(positions[order], 4),
+        tested=np.array([0, 2]),
+        evidence=ANY,
     )
     np.testing.assert_allclose(first.p, second.p, rtol=1e-6)
 
@@ -72,9 +79,45 @@ def test_find_spatial_change__no_freedom_left_is_nan() -> None:
     positions, exposure, profiles = tissue(3, 7)
     few = slice(0, 20)
     result = find_spatial_change(
-        np.ones((20, 3)), exposure[few], profiles, basis=smooth_basis(positions[few], 5), tested=np.arange(N_TYPES)
+        np.ones((20, 3)),
+        exposure[few],
+        profiles,
+        basis=smooth_basis(positions[few], 5),
+        tested=np.arange(N_TYPES),
+        evidence=ANY,
     )
     assert np.isnan(result.p).all()
+
+
+def sparse(seed: int) -> tuple[Array, Array, Array, Array]:
+    """Return positions, exposure, profiles and null counts of genes from hardly any to many counts of each type."""
+    positions, exposure, profiles = tissue(400, seed)
+    profiles *= 10 ** np.random.default_rng(seed + 1).uniform(-4, 0, profiles.shape)
+    return positions, exposure, profiles, draw(exposure @ profiles, seed + 2)
+
+
+def test_find_spatial_change__tests_only_what_counts_can_tell() -> None:
+    positions, exposure, profiles, counts = sparse(20)
+    basis, evidence = smooth_basis(positions, 4), Evidence(20.0, 0.1)
+    result = find_spatial_change(counts, exposure, profiles, basis=basis, tested=np.arange(N_TYPES), evidence=evidence)
+    told = np.isfinite(result.p)
+    assert 100 < told.sum() < 0.5 * told.size
+    assert (result.expected_counts[told] >= 20).all()
+    assert (result.expected_counts / counts.sum(axis=0).clip(1))[told].min() > 0.09
+    assert stats.kstest(result.p[told], "uniform").pvalue > 1e-3
+    everything = find_spatial_change(counts, exposure, profiles, basis=basis, tested=np.arange(N_TYPES), evidence=ANY)
+    np.testing.assert_allclose(everything.p[told], result.p[told])
+
+
+def test_find_spatial_change__size_is_bounded_where_counts_say_nothing() -> None:
+    positions, exposure, profiles, counts = sparse(30)
+    result = find_spatial_change(
+        counts, exposure, profiles, basis=smooth_basis(positions, 4), tested=np.arange(N_TYPES), evidence=ANY
+    )
+    few = result.expected_counts < 1
+    assert few.sum() > 100
+    assert np.nanmedian(result.log2_sd[few]) < 0.2
+    assert np.nanmax(result.log2_sd) < 4
 
 
 def test_fit_type_levels__finds_levels_and_keeps_prior_without_information() -> None:

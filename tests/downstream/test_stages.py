@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from spatialscope_dist.options import DifferentialOptions
 from spatialscope_dist.readers.pairs import read_pairs
 from spatialscope_dist.stages import differential, interact, variable
 from spatialscope_dist.store.frames import read_frame
 from tests.report.oracle import Oracle, write_oracle
 
+FEW = DifferentialOptions(n_basis=4)
 CONTACT = {"max_edge_um": 40.0, "min_cells": 8}
 
 
@@ -97,9 +99,9 @@ def test_differential__blocks_of_genes_do_not_matter(oracle: Oracle, tmp_path: P
     tested = differential._tested_types(oracle.folders.identify, oracle.folders.reference, 15)
     genes = differential._tested_genes(oracle.folders.reference, tested, 40)
     assert len(tested) >= 4
-    whole = changes(oracle, tmp_path / "w.parquet", tested=tested[:2], genes=genes[:40], n_basis=4)
+    whole = changes(oracle, tmp_path / "w.parquet", tested=tested[:2], genes=genes[:40], options=FEW)
     parts = [
-        changes(oracle, tmp_path / f"{low}.parquet", tested=tested[:2], genes=genes[low : low + 20], n_basis=4)
+        changes(oracle, tmp_path / f"{low}.parquet", tested=tested[:2], genes=genes[low : low + 20], options=FEW)
         for low in (0, 20)
     ]
     joined = pd.concat(parts).sort_values(["cell_type", "gene"], ignore_index=True)
@@ -110,5 +112,5 @@ def test_differential__blocks_of_genes_do_not_matter(oracle: Oracle, tmp_path: P
 
 
 def test_differential__no_tested_type_or_gene_gives_an_empty_table(oracle: Oracle, tmp_path: Path) -> None:
-    assert len(changes(oracle, tmp_path / "a.parquet", tested=[], genes=["Gene0001"], n_basis=4)) == 0
-    assert len(changes(oracle, tmp_path / "b.parquet", tested=["astrocyte"], genes=["NotThere"], n_basis=4)) == 0
+    assert len(changes(oracle, tmp_path / "a.parquet", tested=[], genes=["Gene0001"], options=FEW)) == 0
+    assert len(changes(oracle, tmp_path / "b.parquet", tested=["astrocyte"], genes=["NotThere"], options=FEW)) == 0
