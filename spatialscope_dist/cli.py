@@ -48,22 +48,21 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(standalone_mode=False)
+        # Without standalone mode the code of a `typer.Exit`, and that of an interruption, is returned, not raised.
+        code = app(standalone_mode=False) or 0
     except SpatialScopeError as error:
         typer.echo(f"{error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. What was committed is kept; run the same command again to continue.", err=True)
-        sys.exit(_INTERRUPTED)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(_INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == _INTERRUPTED:
+        typer.echo("Interrupted. What was committed is kept; run the same command again to continue.", err=True)
+    sys.exit(code)
 
 
 def _version(value: bool) -> None:
@@ -244,7 +243,13 @@ def _run(study: Study, cluster: ClusterSettings, *, first: str | None, until: st
 
     with progress(as_json=as_json) as events:
         summary = pipeline.run(study, cluster, events, first=first, until=until)
-        events.emit("summary", stages=summary.stages, report=_text(summary.report), accuracy=summary.accuracy)
+        events.emit(
+            "summary",
+            stages=summary.stages,
+            report=_text(summary.report),
+            accuracy=summary.accuracy,
+            changed=summary.changed,
+        )
     if not as_json:
         show_summary(summary)
     if summary.exit_code:

@@ -88,6 +88,36 @@ def test_run__unwritable_output_is_exit_2(tmp_path: Path) -> None:
     assert "--output DIR" in done.stderr
 
 
+def test_run__quarantined_items_are_exit_4(tmp_path: Path) -> None:
+    given.write_sound_study(tmp_path, image=False)
+    command = ("run", tmp_path, "--output", tmp_path / "out", "--until", "ingest", "--workers", 1, "--json")
+    assert spatialscope(*command).returncode == 0
+    note = tmp_path / "out" / "ledger" / "ingest" / "A.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"failed": {"spot3": "not a number"}}))
+    done = spatialscope(*command)
+    assert done.returncode == 4
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["event"] == "summary"
+    assert summary["stages"]["ingest"]["failed"] == 1
+    assert not summary["changed"]
+    assert "spot3" in spatialscope("status", tmp_path, "--output", tmp_path / "out").stdout
+
+
+def test_run__interrupted_is_exit_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    given.write_sound_study(tmp_path, image=False)
+    command = [COMMAND, "run", tmp_path, "--output", tmp_path / "out", "--workers", "1", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "committed":
+            break
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
