@@ -13,6 +13,12 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
+from spatialscope_dist.engine.events import Events
+from spatialscope_dist.engine.pool import Pool
+from spatialscope_dist.readers.facts import read_facts
+from spatialscope_dist.stages.context import Context
+from spatialscope_dist.store.ledger import Ledger
+from spatialscope_dist.store.place import Place
 from spatialscope_dist.study import Study, load_study
 
 GENES = tuple(f"GENE{number}" for number in range(30))
@@ -94,6 +100,13 @@ def write_study(folder: Path, *, section: dict[str, Any], reference: str = "", m
 
 def load(folder: Path) -> Study:
     return load_study(folder / "study.toml", output=folder / "out")
+
+
+def context_of(folder: Path, pool: Pool) -> Context:
+    """What a stage is given for the study in the folder."""
+    study = load(folder)
+    place = Place(study.output)
+    return Context(study, place, Ledger(place.ledger), pool, Events(), read_facts(study))
 
 
 def _toml(value: Any) -> str:

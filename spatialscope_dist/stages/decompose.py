@@ -288,7 +288,7 @@ def _read_shard(task: SectionTask, low: int, high: int, *, model: ScoreModel) ->
     counts = open_counts(task.ingest / "counts.zarr")
     ids = [counts.row_names[row] for row in spot_rows]
     spots = SpotCells(
-        counts=_panel_rows(counts, spot_rows, model),
+        counts=counts.panel_rows(spot_rows, model.genes),
         first=np.r_[0, np.cumsum(n_typed)].astype(np.int64),
         types=cell_types[typed],
         keys=chain_keys(task.seed, spot_keys(task.section, ids)),
@@ -313,17 +313,6 @@ def _whole_spots(task: SectionTask, low: int, high: int) -> tuple[int, NDArray[n
         if part[-1] != last:
             break
     return begin, np.asarray(spots[begin:end], np.int64), np.asarray(types[begin:end], np.int64)
-
-
-def _panel_rows(counts: Counts, spot_rows: NDArray[np.int64], model: ScoreModel) -> NDArray[np.float32]:
-    """Return counts of the panel's genes, (spots, genes); 0 for genes the section does not have."""
-    at = positions_in(counts.genes, model.genes)
-    out = np.zeros((len(spot_rows), len(at)), np.float32)
-    for start in range(0, len(spot_rows), _CHUNK_ROWS):
-        part = spot_rows[start : start + _CHUNK_ROWS]
-        block = counts.rows(int(part[0]), int(part[-1]) + 1)[part - part[0]]
-        out[start : start + len(part), at >= 0] = block[:, at[at >= 0]].toarray()
-    return out
 
 
 def _join_spots(task: SectionTask, shards: list[str]) -> dict[str, float] | None:

@@ -104,13 +104,8 @@ def _baselines(
     rows = np.asarray(open_array(folders.decompose / "cell_spots.zarr")[low:high], dtype=np.int64)
     typed = types >= 0
     spot_rows, n_cells = np.unique(rows[typed], return_counts=True)
-    counts = open_counts(folders.ingest / "counts.zarr")
-    columns = positions_in(counts.genes, genes)
-    block = counts.rows(int(rows[0]), int(rows[-1]) + 1)[spot_rows - rows[0]]
-    measured = np.zeros((len(spot_rows), len(genes)), np.float32)
-    measured[:, columns >= 0] = block[:, columns[columns >= 0]].toarray()
     spots = SpotCells(
-        counts=measured,
+        counts=open_counts(folders.ingest / "counts.zarr").panel_rows(spot_rows, genes),
         first=np.r_[0, np.cumsum(n_cells)].astype(np.int64),
         types=types[typed],
         keys=np.zeros(len(spot_rows), np.int64),

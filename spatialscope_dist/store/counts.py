@@ -12,10 +12,12 @@ import scipy.sparse as sp
 import zarr
 from numpy.typing import NDArray
 
+from spatialscope_dist.panel import positions_in
 from spatialscope_dist.store.arrays import append_entries, open_array, write_array
 from spatialscope_dist.store.documents import read_json, write_json
 
 _CHUNK = 1 << 18
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,9 @@ class Counts:
     indptr: NDArray[np.int64]
 
     @property
-    def spot_ids(self) -> tuple[str, ...]:
-        """Names of the rows."""
-        return self.row_names
-
-    @property
     def shape(self) -> tuple[int, int]:
         """(rows, genes)."""
         return len(self.row_names), len(self.genes)
-
-    @property
-    def n_stored(self) -> int:
-        """Stored entries."""
-        return int(self.indptr[-1])
 
     def rows(self, low: int, high: int) -> sp.csr_matrix[Any]:
         """Return rows low:high, (rows, genes), raw counts int32."""
@@ -62,10 +54,15 @@ class Counts:
             total += np.asarray(block.sum(axis=0), dtype=np.int64).ravel()
         return total
 
-    def row_sums(self) -> NDArray[np.int64]:
-        """Return the sum of each row, (rows,), raw counts."""
-        sums = [np.asarray(block.sum(axis=1), dtype=np.int64).ravel() for _, block in self.blocks()]
-        return np.concatenate(sums) if sums else np.zeros(0, dtype=np.int64)
+    def panel_rows(self, rows: NDArray[np.int64], panel: Sequence[str]) -> NDArray[np.float32]:
+        """Return raw counts of ascending rows and a gene panel, (rows, panel genes); 0 for genes not measured."""
+        at = positions_in(self.genes, panel)
+        out = np.zeros((len(rows), len(at)), np.float32)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            block = self.rows(int(part[0]), int(part[-1]) + 1)[part - part[0]]
+            out[start : start + len(part), at >= 0] = block[:, at[at >= 0]].toarray()
+        return out
 
 
 @dataclass

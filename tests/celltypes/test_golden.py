@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 import scipy.sparse as sp
 
 from spatialscope_dist.celltypes.likelihood import likelihood_table
@@ -16,17 +14,13 @@ from spatialscope_dist.celltypes.platform_effect import platform_effect
 from spatialscope_dist.celltypes.signatures import gene_lists, type_signatures
 from spatialscope_dist.celltypes.weights import fit_weights
 
-DATA = os.environ.get("SPATIALSCOPE_DATA")
 
-
-@pytest.mark.skipif(DATA is None, reason="SPATIALSCOPE_DATA (folder of real data) is not set")
-def test_fit_weights__agrees_with_r_spacexr():
+def test_fit_weights__agrees_with_r_spacexr(data: Path):
     import anndata
 
-    root = Path(str(DATA))
-    reference = anndata.read_h5ad(root / "reference/ref_cerebellum_snrna_vignette.h5ad")
-    beads = anndata.read_h5ad(root / "spatial/slideseq_cerebellum_vignette.h5ad")
-    with (root / "golden/vignette/r_weights.csv").open() as handle:
+    reference = anndata.read_h5ad(data / "reference/ref_cerebellum_snrna_vignette.h5ad")
+    beads = anndata.read_h5ad(data / "spatial/slideseq_cerebellum_vignette.h5ad")
+    with (data / "golden/vignette/r_weights.csv").open() as handle:
         rows = list(csv.reader(handle))[1:]
     golden = {row[0]: np.array(row[1:], float) for row in rows}
     types = sorted(set(reference.obs["cell_type"].astype(str)), key=str.lower)  # R's factor order
@@ -43,8 +37,8 @@ def test_fit_weights__agrees_with_r_spacexr():
     effect = platform_effect(counts.sum(0), int(totals.sum()), profiles, lists.platform).effect
     chosen = lists.regression
     scaled, counts = (profiles * effect)[:, chosen], counts[:, chosen]
-    found_sigma = estimate_overdispersion(counts, totals, scaled, max_count=int(counts.max()))
-    table = likelihood_table(found_sigma, max_count=int(counts.max()))
+    overdispersion = estimate_overdispersion(counts, totals, scaled, max_count=int(counts.max()))
+    table = likelihood_table(overdispersion, max_count=int(counts.max()))
     found = fit_weights(counts, totals, scaled, table)
 
     expected = np.array([golden[name] for name in beads.obs_names[kept]])

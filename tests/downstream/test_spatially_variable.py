@@ -27,13 +27,13 @@ def test_score_kernels__scalar_reference_without_covariates() -> None:
     statistic, p = score_kernels(sum_genes([(0, sparse.csr_matrix(counts))], kernels, n_genes=5), kernels)
     for column, features in enumerate(transform_coordinates(positions).values()):
         centred = features - features.mean(axis=0)
-        sigma = centred @ np.linalg.inv(centred.T @ centred) @ centred.T
+        kernel = centred @ np.linalg.inv(centred.T @ centred) @ centred.T
         for gene in range(5):
             y = counts[:, gene] - counts[:, gene].mean()
-            expected = 60 * (y @ sigma @ y) / (y @ y) * (59 / 60)
+            expected = 60 * (y @ kernel @ y) / (y @ y) * (59 / 60)
             assert statistic[gene, column] == pytest.approx(expected)
             # the null mixture: eigenvalues of the projection are all 1
-            eigenvalues = np.linalg.eigvalsh(sigma)
+            eigenvalues = np.linalg.eigvalsh(kernel)
             assert np.allclose(eigenvalues[-2:], 1)
             assert np.allclose(eigenvalues[:-2], 0)
             assert p[gene, column] == pytest.approx(np.exp(-expected / 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -26,14 +25,6 @@ from spatialscope_dist.nuclei.stardist_model import (
     resolve_model,
 )
 from spatialscope_dist.nuclei.suppression import suppress
-
-
-@pytest.fixture(scope="module")
-def data() -> Path:
-    """Return the folder of real data."""
-    if "SPATIALSCOPE_DATA" not in os.environ:
-        pytest.skip("SPATIALSCOPE_DATA is not set")
-    return Path(os.environ["SPATIALSCOPE_DATA"])
 
 
 def test_read_model_facts__demo() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,10 +100,8 @@ def test_open_image__grey_and_sixteen_bit(tmp_path: Path) -> None:
     assert open_image(tmp_path / "grey.jpg").shape == (1, 300, 420)
 
 
-def test_open_image__aperio_svs() -> None:
-    if "SPATIALSCOPE_DATA" not in os.environ:
-        pytest.skip("SPATIALSCOPE_DATA is not set")
-    path = Path(os.environ["SPATIALSCOPE_DATA"]) / "slides" / "CMU-1-Small-Region.svs"
+def test_open_image__aperio_svs(data: Path) -> None:
+    path = data / "slides" / "CMU-1-Small-Region.svs"
     image = open_image(path)
     assert image.shape == (3, 2967, 2220)
     assert image.pixel_size_um == pytest.approx(0.499)

@@ -12,8 +12,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from spatialscope_dist.engine.cluster import GIB, ClusterSettings
-from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.expression.training import Hooks, fit, pack_state
 from spatialscope_dist.options import DecomposeOptions, TrainOptions
@@ -192,13 +190,6 @@ def test_decompose_rows__a_failed_spot_is_a_status(small, tmp_path):
     cells = read_frame(small.identify / "cells.parquet")
     of_failed = cells["spot_row"].isin([int(spot.removeprefix("spot")) for spot in failed]).to_numpy()
     assert np.isnan(read_array(tmp_path / "mean.zarr")[of_failed]).all()
-
-
-@pytest.fixture(scope="module")
-def pool():
-    shared = Pool(ClusterSettings(1, 2 * GIB), Events())
-    yield shared
-    shared.close()
 
 
 def context_of(small: Small, root: Path, pool: Pool, options: DecomposeOptions) -> Context:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,37 +10,17 @@ import numpy as np
 import pytest
 
 from spatialscope_dist.celltypes.signatures import Signatures, type_signatures
-from spatialscope_dist.engine.cluster import ClusterSettings
-from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.errors import BadInput
-from spatialscope_dist.readers.facts import read_facts
 from spatialscope_dist.stages import reference as stage
-from spatialscope_dist.stages.context import Context
 from spatialscope_dist.stages.reference import PanelRequest, choose_panel
 from spatialscope_dist.store.arrays import read_array
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame
-from spatialscope_dist.store.ledger import Ledger
-from spatialscope_dist.store.place import Place
 from tests import given_files as given
 
 GENES = tuple("abcdefghij")
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    """One worker process for the tests of this file."""
-    pool = Pool(ClusterSettings(1, 2 << 30), Events())
-    yield pool
-    pool.close()
-
-
-def context_of(folder: Path, pool: Pool) -> Context:
-    study = given.load(folder)
-    place = Place(study.output)
-    return Context(study, place, Ledger(place.ledger), pool, Events(), read_facts(study))
 
 
 @pytest.fixture
@@ -84,7 +63,7 @@ def test_choose_panel__cases(signatures: Signatures, changes: dict[str, object],
 def test_run__outputs_and_published_reference(tmp_path: Path, pool: Pool) -> None:
     given.write_sound_study(tmp_path, image=False)
     given.write_spots(tmp_path / "spots.h5ad", genes=[*given.GENES[3:], "OTHER"], values=given.spot_counts(28))
-    context = context_of(tmp_path, pool)
+    context = given.context_of(tmp_path, pool)
     output = tmp_path / "out" / "work" / "key"
     pool.take_cost()
     outcome = stage.run(context, "study", output)
@@ -121,7 +100,7 @@ def test_run__type_names_with_slashes(tmp_path: Path, pool: Pool) -> None:
     given.write_sound_study(tmp_path, image=False)
     labels = [name.replace("astro", "astro/radial glia") for name in given.reference_labels()]
     given.write_reference(tmp_path / "reference.h5ad", labels=labels)
-    context = context_of(tmp_path, pool)
+    context = given.context_of(tmp_path, pool)
     stage.run(context, "study", tmp_path / "out" / "work" / "key")
     stage.run(context, "study", tmp_path / "out" / "work" / "key")
     published = anndata.read_zarr(context.place.reference)
@@ -134,13 +113,13 @@ def test_run__type_without_counts_is_refused(tmp_path: Path, pool: Pool) -> None
     values[:13] = 0
     given.write_reference(tmp_path / "reference.h5ad", values=values)
     with pytest.raises(BadInput, match="cell type 'astro': found 1 cell"):
-        stage.run(context_of(tmp_path, pool), "study", tmp_path / "out" / "work" / "key")
+        stage.run(given.context_of(tmp_path, pool), "study", tmp_path / "out" / "work" / "key")
 
 
 def test_inputs__genes_of_sections_not_their_counts(tmp_path: Path, pool: Pool) -> None:
     given.write_sound_study(tmp_path, image=False)
-    before = stage.inputs(context_of(tmp_path, pool), "study")
+    before = stage.inputs(given.context_of(tmp_path, pool), "study")
     given.write_spots(tmp_path / "spots.h5ad", values=given.spot_counts() + 1)
-    assert stage.inputs(context_of(tmp_path, pool), "study") == before
+    assert stage.inputs(given.context_of(tmp_path, pool), "study") == before
     given.write_spots(tmp_path / "spots.h5ad", genes=given.GENES[:25], values=given.spot_counts(25))
-    assert stage.inputs(context_of(tmp_path, pool), "study") != before
+    assert stage.inputs(given.context_of(tmp_path, pool), "study") != before

@@ -36,5 +36,6 @@ def test_counts__rows_and_sums_equal_the_matrix(tmp_path: Path) -> None:
     assert counts.shape == (37, 11)
     assert np.array_equal(counts.rows(5, 20).toarray(), dense[5:20])
     assert np.array_equal(counts.column_sums(), dense.sum(0))
-    assert np.array_equal(counts.row_sums(), dense.sum(1))
+    panel = counts.panel_rows(np.array([2, 3, 30]), ["g4", "absent", "g0"])
+    assert np.array_equal(panel, np.stack([dense[[2, 3, 30], 4], [0, 0, 0], dense[[2, 3, 30], 0]], axis=1))
     assert sum(block.shape[0] for _, block in counts.blocks(8)) == 37
