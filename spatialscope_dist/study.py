@@ -220,7 +220,10 @@ def _apply_setting(raw: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    raw.setdefault(table, {})[key] = value
+    if not isinstance(raw.setdefault(table, {}), dict):
+        expected = "a table of the study file that is there once"
+        raise BadInput(Problem("--set", repr(setting), expected, "Change sections in the study file."))
+    raw[table][key] = value
 
 
 def _expand(value: Any, file: Path, problems: list[Problem]) -> Any:
@@ -268,6 +271,9 @@ def _validate(raw: dict[str, Any], file: Path, output: Path, problems: list[Prob
     problems.extend(
         Problem(f"[[section]] {name}", "the name twice", "unique names", "Rename one.") for name in duplicates(names)
     )
+    if "stack" in names and sum(section.z_um is not None for section in sections if section is not None) > 1:
+        found = "the name of a stack of sections"
+        problems.append(Problem("[[section]] stack", found, "another name", "Rename it, or give no z_um."))
     if problems or head is None or reference is None:
         return None
     folder = file.parent

@@ -90,3 +90,19 @@ def test_write_study_file__what_it_writes_loads(tmp_path: Path) -> None:
     assert study.sections[0].image.resolve() == (tmp_path / "i.tif").resolve()
     with pytest.raises(BadInput, match="exists"):
         write_study_file(file, inputs, cell_type="label")
+
+
+def test_load_study__set_cannot_change_a_list_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    with pytest.raises(BadInput, match="--set"):
+        load_study(write(tmp_path, GOOD), settings=["section.name=B"])
+
+
+def test_load_study__no_section_has_the_name_of_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    sections = "".join(
+        f'[[section]]\nname = "{name}"\ncounts = "a.h5ad"\n{depth}\n'
+        for name, depth in (("A", "z_um = 0.0"), ("B", "z_um = 9.0"), ("stack", ""))
+    )
+    with pytest.raises(BadInput, match="name of a stack"):
+        load_study(write(tmp_path, sections + "[reference]\npath = 'r.h5ad'\n"))

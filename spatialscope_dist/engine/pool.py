@@ -189,4 +189,9 @@ def _outcome(future: Future) -> Measured | str:
         result: Measured = future.result()
         return result
     error = future.exception()
+    if type(error).__name__ == "KilledWorker":
+        return (
+            "every worker that ran it died; expected to finish within the memory limit of a worker. "
+            "Give fewer --workers with a larger --memory-limit, and look for what else ends processes here."
+        )
     return f"{type(error).__name__}: {error}"

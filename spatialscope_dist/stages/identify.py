@@ -19,6 +19,7 @@ from spatialscope_dist.study import SectionFacts
 NAME = "identify"
 VERSION = 1
 _NOT_CONTENT = {"n_blocks", "batch_spots"}
+_WORK = ".work"  # no section has a name like that
 _CELLS_PER_BLOCK = 500_000
 _CELLS_IN_ONE_BLOCK = 1_000_000
 _PROCESS_BYTES = 560 << 20  # a Python worker with NumPy, SciPy, pandas, zarr, and Numba compiling kernels
@@ -36,7 +37,7 @@ class _Steps:
 
     def start_anew_without_work(self) -> None:
         """Forget finished units when what they wrote for later units is gone."""
-        if not (self.output / "work").exists():
+        if not (self.output / _WORK).exists():
             shutil.rmtree(self.context.ledger.units(NAME, self.item, self.output).folder, ignore_errors=True)
 
     def map(self, function: Any, units: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     n_cells = {name: int(about["cells"]) for name, about in sections.items()}
     given = all(about["types_given"] for about in sections.values())
     swept = {"energy": [], "n_sweeps": 0} if given else _sweep(steps, tasks, sections)
-    labels = None if given else output / "work" / "labels.npz"
+    labels = None if given else output / _WORK / "labels.npz"
     offset = 0
     for name, task in tasks.items():
         unit = {f"{name}-finish": {"task": task, "labels": labels, "offset": offset}}
@@ -143,9 +144,9 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
 
 def _drop_work(output: Path) -> None:
     # Renamed first: a half-deleted folder must not pass for work that later units can go on with.
-    gone = output / "work-done"
+    gone = output / f"{_WORK}-done"
     shutil.rmtree(gone, ignore_errors=True)
-    (output / "work").rename(gone)
+    (output / _WORK).rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -164,7 +165,7 @@ def _section_task(context: Context, name: str, output: Path) -> SectionTask:
         reference=_folder(context, "reference", "study"),
         align=_folder(context, "align", name),
         segment=context.upstream("segment", name),
-        work=output / "work" / name,
+        work=output / _WORK / name,
         target=output / name,
         options=context.study.options.identify,
         seed=context.study.seed,
@@ -208,7 +209,7 @@ def _sweep(steps: _Steps, tasks: dict[str, SectionTask], sections: dict[str, dic
     max_cells = max(about["max_cells"] for about in sections.values())
     task = SweepTask(
         sections=tuple(tasks.values()),
-        work=steps.output / "work",
+        work=steps.output / _WORK,
         options=options,
         seed=steps.context.study.seed,
         n_blocks=_n_blocks(options.n_blocks, n_cells),

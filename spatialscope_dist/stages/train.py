@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.publish import finish_switch, switch_in
 
 if TYPE_CHECKING:
     from spatialscope_dist.expression.training import TrainingData, TrainingState
@@ -68,9 +70,18 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     }
     units = context.ledger.units(NAME, item, output)
     done = context.pool.map(train_model, {"model": unit}, ledger_units=units, framework="torch")
-    for name in _FILES:
-        write_bytes(context.place.model / name, (output / name).read_bytes())
+    _publish_model(output, context.place.model)
     return StageOutcome(done=1, total=1, metrics=done["model"])
+
+
+def _publish_model(output: Path, target: Path) -> None:
+    """Put the model where users look for it: weights and description change together or not at all."""
+    finish_switch(target)
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for name in _FILES:
+        write_bytes(fresh / name, (output / name).read_bytes())
+    switch_in(fresh, target)
 
 
 def train_model(*, reference: Path, output: Path, options: TrainOptions, seed: int) -> dict[str, Any]:

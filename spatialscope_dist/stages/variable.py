@@ -58,7 +58,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         section.name: {
             "ingest": context.upstream("ingest", section.name),
             "identify": context.cells_of(section.name),
-            "target": output / f"{section.name}.parquet",
+            "target": output / "sections" / f"{section.name}.parquet",
             "min_spots": options.min_cells,
             "adjust_depth": options.adjust_depth,
         }

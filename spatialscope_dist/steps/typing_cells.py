@@ -28,7 +28,7 @@ def list_cells(task: SectionTask, batch: int) -> dict[str, Any]:
     and composition suggest, laid out evenly in their spot.
     """
     spots = read_frame(task.ingest / "spots.parquet")
-    parts = [load(task.work / f"weights-{low}.npz") for low, _ in batches(len(spots), batch)]
+    parts = [load(task.weights_file(low)) for low, _ in batches(len(spots), batch)]
     weights = np.concatenate([part["weights"] for part in parts])
     lost = np.concatenate([part["lost"] for part in parts])
     source, cells, left_out = _cells(task, spots, weights)

@@ -49,6 +49,14 @@ class SectionTask:
     options: IdentifyOptions
     seed: int
 
+    def weights_file(self, low: int) -> Path:
+        """Return where the weights of the batch from spot `low` lie; batches of other sizes have other files."""
+        return self.work / f"weights-{self.options.batch_spots}-{low}.npz"
+
+    def cache_file(self, low: int) -> Path:
+        """Return where the multisets of the batch from spot `low` lie."""
+        return self.work / f"cache-{self.options.batch_spots}-{low}.npz"
+
 
 def save(path: Path, **arrays: Any) -> None:
     """Write arrays to one file, atomically."""
@@ -183,7 +191,7 @@ def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
     weights[fitted] = fit.weights
     lost = fitted & ~(np.isfinite(weights).all(axis=1) & (np.nan_to_num(weights).sum(axis=1) > 0))
     weights[lost] = np.nan
-    save(task.work / f"weights-{low}.npz", weights=weights, lost=lost)
+    save(task.weights_file(low), weights=weights, lost=lost)
     ids = spots["spot_id"].to_numpy(str)
     return {
         "failed": {str(spot): "the weights are not finite" for spot in ids[lost]},
@@ -205,7 +213,7 @@ def cache_batch(task: SectionTask, low: int, high: int, max_cells: int) -> dict[
         np.where(known[:, None] > 0, counts, 0), known, model["profiles"], n_cells, candidates, _table(model)
     )
     save(
-        task.work / f"cache-{low}.npz",
+        task.cache_file(low),
         types=candidates.types,
         size=candidates.size,
         sizes=np.diff(cache.start),

@@ -107,7 +107,7 @@ def _cache_files(task: SweepTask) -> list[tuple[Path, int, int]]:
     for section in task.sections:
         n_spots = len(load(section.work / "spots.npz", "n_cells")["n_cells"])
         for low, high in batches(n_spots, task.options.batch_spots):
-            files.append((section.work / f"cache-{low}.npz", offset + low, offset + high))
+            files.append((section.cache_file(low), offset + low, offset + high))
         offset += n_spots
     return files
 
@@ -160,7 +160,7 @@ def sweep_all(task: SweepTask, run: Runner) -> dict[str, Any]:
 
     `run` maps a function over a list of arguments, in order: on workers, or right here.
     """
-    graph = load(task.work / f"graph-{task.n_blocks}.npz")
+    graph = load(task.work / f"graph-{task.n_blocks}.npz", "labels", "candidates", "mean_degree")
     prior = _prior(task, float(graph["mean_degree"]))
     reads = [load(path, "cells")["cells"] for path in task.blocks]
     history = _descend(task, run, reads, graph["labels"], prior=prior)

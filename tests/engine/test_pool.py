@@ -76,6 +76,15 @@ def test_map__killed_worker_loses_nothing(tmp_path: Path) -> None:
     assert done == {f"u{number}": 10 * number for number in range(6)}
 
 
+def test_map__unit_that_ends_every_worker_says_what_to_try() -> None:
+    pool = Pool(ClusterSettings(1, 2 * GIB), Events())
+    try:
+        with pytest.raises(StageFailed, match="only: every worker that ran it died.*--memory-limit"):
+            pool.map(work.die, {"only": {}})
+    finally:
+        pool.close()
+
+
 def test_map__peak_memory_is_measured_per_task(pool: Pool) -> None:
     pool.take_cost()
     pool.map(work.allocate, {"large": {"megabytes": 400}})

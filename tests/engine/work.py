@@ -67,3 +67,7 @@ def add_neighbours(
     size = len(own)
     values = np.maximum(state[:size], state[size:])
     return np.array(own), values, int(values.sum())
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

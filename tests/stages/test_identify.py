@@ -19,6 +19,8 @@ from spatialscope_dist.errors import BadInput
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.stages import identify
 from spatialscope_dist.stages.context import Context
+from spatialscope_dist.steps.typing_cells import list_cells
+from spatialscope_dist.steps.typing_fit import batches, fit_batch, prepare_section
 from spatialscope_dist.store.arrays import read_array, write_array
 from spatialscope_dist.store.counts import write_counts
 from spatialscope_dist.store.documents import read_json, write_json
@@ -180,7 +182,7 @@ def test_run__summary_and_falling_energy(typed):
     assert len(energy) == summary["n_sweeps"] + 1
     assert all(later <= earlier for earlier, later in zip(energy[:-1], energy[1:], strict=True))
     assert summary["sections"]["A"]["nuclei_outside_spots"] == 1
-    assert not (output / "work").exists()
+    assert not list(output.glob(".work*"))
 
 
 @pytest.mark.parametrize("division", [{"n_blocks": 4}, {"batch_spots": 7}, {"n_blocks": 3, "batch_spots": 40}])
@@ -201,6 +203,16 @@ def test_run__same_result_for_any_blocks_and_batches(stack, typed, division):
                 read_array(typed[1] / name / f"{array}.zarr"),
                 equal_nan=True,
             )
+
+
+def test_list_cells__batches_of_another_size_leave_the_first_alone(stack, tmp_path):
+    tasks = [identify._section_task(stack.context(batch_spots=size), "A", tmp_path) for size in (25, 40)]
+    prepare_section(tasks[0])
+    for task in tasks:
+        for low, high in batches(SPOTS, task.options.batch_spots):
+            fit_batch(task, low, high)
+    counted = [list_cells(task, task.options.batch_spots) for task in tasks]
+    assert counted[0] == counted[1]
 
 
 def test_inputs__ignore_how_the_work_is_divided(stack):
