@@ -103,7 +103,9 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     task = _task(context, item, output)
     rows = task.options.rows_per_shard
     units = context.ledger.units(NAME, item, output)
-    # The shard size is part of the units' names: a run that goes on with another size starts the shards anew.
+    if any(unit.split("_")[1] != str(rows) for unit in units.committed()):
+        # A run that goes on with another shard size makes the arrays anew: nothing of the earlier size is left.
+        units.forget()
     first = context.pool.map(
         prepare_section, {f"prepare_{rows}": {"task": task}}, ledger_units=units, framework="torch"
     )

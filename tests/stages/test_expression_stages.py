@@ -245,6 +245,23 @@ def test_run__train_and_decompose_on_a_worker(small, tmp_path, pool):
     assert np.array_equal(read_array(output / "mean.zarr"), alone["mean"], equal_nan=True)
 
 
+@pytest.mark.local_cluster
+def test_run__shard_size_changed_and_changed_back_between_interruptions(small, tmp_path, pool):
+    context = context_of(small, tmp_path, pool, DECOMPOSE)
+    _commit(context.ledger, context.place, "train", "study", small.model)
+    output = context.place.output("decompose", "A", "key")
+    output.mkdir(parents=True)
+    decompose.run(context, "A", output)
+    whole = read_array(output / "mean.zarr")
+    other = context_of(small, tmp_path, pool, DECOMPOSE.model_copy(update={"rows_per_shard": 23}))
+    units = context.ledger.units("decompose", "A", output)
+    unit = {"prepare_23": {"task": decompose._task(other, "A", output)}}
+    pool.map(decompose.prepare_section, unit, ledger_units=units, framework="torch")  # killed after this
+    decompose.run(context, "A", output)
+    assert np.array_equal(read_array(output / "mean.zarr"), whole, equal_nan=True)
+    assert np.isfinite(whole).any()
+
+
 def test_inputs__hold_no_option_that_only_divides_the_work(small, tmp_path, pool):
     base = context_of(small, tmp_path, pool, DECOMPOSE)
     divided = context_of(small, tmp_path, pool, DECOMPOSE.model_copy(update={"rows_per_shard": 64}))
