@@ -1,4 +1,7 @@
-"""Options of every stage: the only home of defaults, bounds, units and their sources."""
+"""Options of the stages: the only home of defaults, bounds, units and their sources.
+
+How a section is aligned is said in its own table of the study file.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,11 @@ class StageOptions(BaseModel):
 
 
 class IngestOptions(StageOptions):
-    """How counts and images are taken in."""
+    """How counts are taken in."""
 
-    copy_image: Literal["coarse", "full"] = Field(
-        "coarse", description="levels of the image kept in the store: viewing levels (2 µm/px and coarser) or all"
-    )
     min_total_counts: int = Field(
         1, ge=0, description="spots with fewer raw counts get the status 'low_counts' and are not typed"
     )
-
-
-class AlignOptions(StageOptions):
-    """Placing sections in common micrometre coordinates."""
 
 
 class SegmentOptions(StageOptions):
@@ -103,9 +99,9 @@ class TrainOptions(StageOptions):
     n_blocks: int = Field(2, ge=1, description="residual blocks")
     max_steps: int = Field(1800, ge=1, description="optimiser steps at most")
     batch_cells: int = Field(256, ge=8, description="cells per optimiser step")
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-3, ge=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW; warmed up, then falling by a cosine")
+    weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the ones used")
     noise_min: float = Field(0.02, gt=0, description="smallest noise level, in units of the data's sd")
     noise_max: float = Field(20.0, gt=0, description="largest noise level, in units of the data's sd")
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of reference cells for early stopping")
@@ -125,12 +121,12 @@ class DecomposeOptions(StageOptions):
     )
     n_steps: int = Field(6, ge=1, description="noise levels of the preconditioned sampler")
     n_chains: int = Field(8, ge=2, description="posterior replicates R of the preconditioned sampler")
-    langevin_levels: int = Field(232, ge=2)
+    langevin_levels: int = Field(232, ge=2, description="noise levels L of Algorithm 1")
     langevin_steps: int = Field(5, ge=1, description="T of Algorithm 1")
     langevin_step_size: float = Field(0.1, gt=0, description="η_0/σ_L², Algorithm 1")
-    langevin_chains: int = Field(3, ge=2)
-    langevin_noise_max: float = Field(50.0, gt=0)
-    langevin_noise_min: float = Field(0.01, gt=0)
+    langevin_chains: int = Field(3, ge=2, description="posterior replicates R of Algorithm 1")
+    langevin_noise_max: float = Field(50.0, gt=0, description="largest noise level, in log1p counts")
+    langevin_noise_min: float = Field(0.01, gt=0, description="smallest noise level, in log1p counts")
     langevin_clip: bool = Field(
         default=True,
         description="clip residual to ±1 and gradient to ±2, as the authors' program; without it the dynamics diverge "
@@ -188,7 +184,7 @@ class ReportOptions(StageOptions):
     """The HTML report."""
 
     marker_gene: str | None = Field(
-        None, description="gene of the before/after picture; None: the best marker of the most frequent type"
+        None, description="gene of the before/after picture; None: the most telling marker of a frequent type"
     )
     max_image_px: int = Field(1600, ge=200, description="longest edge of a picture of the slide")
     max_points: int = Field(40000, ge=1000, description="cells or spots drawn in one picture; above it a seeded subset")

@@ -104,7 +104,7 @@ def draw_uncertainty(section: SectionView) -> Picture | None:
         if section.residuals is not None:
             values = section.residuals[np.isfinite(section.residuals)]
             high = max(float(np.percentile(values, 99)) if len(values) else 1.0, 1e-6)
-            _histogram(next(waiting), np.minimum(values, high), (0, high), "reconciliation residual", "spots")
+            _histogram(next(waiting), np.minimum(values, high), (0, high), "distance from measured counts", "spots")
         caption = (
             f"{section.name}: "
             + "; ".join(
@@ -114,7 +114,8 @@ def draw_uncertainty(section: SectionView) -> Picture | None:
                         "probability of each cell's type from the sampled labellings",
                         "posterior sd of expression against its mean (random entries of at least one count; "
                         "the line is Poisson noise)",
-                        "how far the cells of a spot are from adding up to what was measured (0 = exactly)",
+                        "how far the cells of a spot are from adding up to its counts, Σ |measured − predicted| / Σ "
+                        "measured over genes (0 = exactly; where genes have few counts, noise alone gives 1 to 2)",
                     ),
                     panels,
                     strict=True,
@@ -168,13 +169,17 @@ def draw_interactions(table: pd.DataFrame) -> Picture:
     """Return the strongest ligand-receptor pairs as dots: colour = log2 fold change, area = -log10 adjusted p."""
     pair = (table["ligand"] + " → " + table["receptor"]).to_numpy()
     types = (table["sender"] + " → " + table["receiver"]).to_numpy()
+    if "section" in table and table["section"].nunique() > 1:
+        types = (table["section"] + ": ").to_numpy() + types
     rows, columns = list(dict.fromkeys(pair)), list(dict.fromkeys(types))
     strength = -np.log10(table["p_adjusted"].to_numpy(np.float64))
     change = table["log2fc"].to_numpy(np.float64)
     bound = max(float(np.abs(change).max(initial=0.0)), 0.1)
-    with figure(1, 1, size=(3.2 + 0.34 * len(columns), 1.9 + 0.27 * len(rows))) as (drawn, axes):
-        panel = axes[0]
-        area = 20 + 110 * strength / max(float(strength.max(initial=0.0)), 1e-9)
+    slanted = 0.055 * max(len(name) for name in columns)
+    size = (max(4.6 + 0.3 * len(columns), 5.6), max(0.9 + slanted + 0.27 * len(rows), slanted + 2.6))
+    with figure(1, 1, size=size) as (drawn, axes):
+        panel, highest = axes[0], max(float(strength.max(initial=0.0)), 1e-9)
+        area = 20 + 110 * strength / highest
         x, y = [columns.index(name) for name in types], [rows.index(name) for name in pair]
         dots = panel.scatter(
             x, y, s=area, c=change, cmap="RdBu_r", vmin=-bound, vmax=bound, edgecolors="#404040", lw=0.5
@@ -185,7 +190,11 @@ def draw_interactions(table: pd.DataFrame) -> Picture:
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(color="#E3E7EA", lw=0.6)
         panel.set_axisbelow(True)
-        drawn.colorbar(dots, ax=panel, shrink=0.7, pad=0.02).set_label("log2 fold change over permuted cells")
+        drawn.colorbar(dots, ax=panel, pad=0.02).set_label("log2 fold change\nover permuted cells")
+        handles, labels = dots.legend_elements(
+            "sizes", num=3, color="#808080", fmt="{x:.2f}", func=lambda s: (np.asarray(s) - 20) / 110 * highest
+        )
+        drawn.legend(handles, labels, title="−log10\nadjusted p", loc="outside right upper", frameon=False, fontsize=8)
         caption = (
             "Strongest ligand → receptor pairs by sender → receiver type. Colour: log2 fold change against cells "
             "permuted within their type; area grows with -log10 of the adjusted p-value."

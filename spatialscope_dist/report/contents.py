@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialscope_dist.report import wording
 from spatialscope_dist.report.charts import (
     draw_costs,
     draw_energy,
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 TOP_ROWS = 20
 MAX_FAILED_ROWS = 40
-
-ACCURACY_TEXT = {
-    "nuclei_found": "planted nuclei found (share)",
-    "nuclei_false": "found nuclei that were not planted (share)",
-    "cell_type_accuracy": "matched cells with the right type (share)",
-    "composition_error": "composition error of spots, 1 − Σ min / Σ M",
-    "expression_cosine": "expression, cosine with the truth: this result",
-    "type_mean_cosine": "expression, cosine: type mean",
-    "proportional_cosine": "expression, cosine: proportional allocation",
-}
 
 
 def build_page(study: StudyView) -> Page:
@@ -72,7 +63,8 @@ def _cards(study: StudyView) -> list[tuple[str, str]]:
 
 
 def _overview(study: StudyView) -> Block:
-    header = ["section", "spots", "nuclei", "cells", "cells per spot (median)", "median UMI per spot", "expression by"]
+    header = ["section", "spots", "nuclei found", "cells typed", "cells per spot (median)", "UMI per spot (median)"]
+    header.append("expression by")
     rows = []
     for section in study.sections:
         spots = section.spots
@@ -85,20 +77,28 @@ def _overview(study: StudyView) -> Block:
                 f"{section.n_cells:,}" if section.n_cells else "–",
                 f"{np.median(per_spot):.0f}" if len(per_spot) else "–",
                 f"{spots['total_counts'].median():,.0f}",
-                str(section.decompose.get("estimator", "–")),
+                _estimator(section.decompose.get("estimator", "–")),
             ]
+        )
+    notes = ["Cells are typed where spots measured counts; nuclei between spots are found but stay without a type."]
+    if not any(section.n_nuclei for section in study.sections):
+        notes = []
+    if study.reference is not None and study.n_reference_cells is not None:
+        notes.append(
+            f"Reference: {study.reference}, {study.n_reference_cells:,} cells of {len(study.types)} types. Only types "
+            "of the reference can be found: cells of the section that the reference lacks get the nearest type it has."
         )
     skipped = [[s.name, item, reason] for s in study.stages for item, reason in s.skipped.items()]
     tables = [Table(header, rows)]
     if skipped:
         tables.append(Table(["stage", "item", "why"], skipped, "Stages that had nothing to do"))
-    return Block("Summary", tables=tables)
+    return Block("Summary", notes, tables)
 
 
 def _accuracy(study: StudyView) -> Iterator[Block]:
     if not study.accuracy:
         return
-    rows = [[text, f"{study.accuracy[name]:.3f}"] for name, text in ACCURACY_TEXT.items() if name in study.accuracy]
+    rows = [[text, f"{study.accuracy[name]:.3f}"] for name, text in wording.ACCURACY.items() if name in study.accuracy]
     scored = study.accuracy.get("cells_scored")
     notes = [
         "This study has a known truth. Nuclei are matched one to one within 4 µm. Expression is compared, for every "
@@ -135,13 +135,14 @@ def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
     typed = [section for section in study.sections if section.type_counts]
     if not typed:
         return
-    header = ["section", "overdispersion σ", "sweeps", "labels used", "cells with probability ≥ 0.5", "≥ 0.9"]
+    header = ["section", "overdispersion σ", "sweeps", "labels used", "cells of probability ≥ 0.5", "of ≥ 0.9"]
     rows = []
     for section in typed:
         sure = section.confidence
         shares = ["–", "–"] if sure is None else [f"{np.mean(sure >= level):.0%}" for level in (0.5, 0.9)]
         sweeps = section.identify.get("n_sweeps", max(len(section.energy) - 1, 0))
         labels = str(study.options.get("identify", {}).get("labels", "–"))
+        labels = wording.LABELLINGS.get(labels, labels)
         rows.append([section.name, _number(section.identify.get("overdispersion")), str(sweeps), labels, *shares])
     pictures = [draw_type_shares(typed, styles)]
     with_energy = [section for section in typed if len(section.energy)]
@@ -152,6 +153,11 @@ def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
         "Counts alone seldom tell which of two neighbouring nuclei in one spot has which type: read the composition of "
         "a spot as the result, and the type of a single nucleus with its probability."
     ]
+    if study.few_cells:
+        few = ", ".join(f"{name} ({count:,})" for name, count in study.few_cells.items())
+        notes.append(
+            f"Types known from few reference cells, whose profiles, and so whose shares, are uncertain: {few}."
+        )
     yield Block("Cell types and how sure they are", notes, [Table(header, rows)], pictures)
 
 
@@ -163,7 +169,8 @@ def _expression(study: StudyView) -> Iterator[Block]:
     for section in chosen:
         summary = section.decompose
         notes.append(
-            f"{section.name}: {summary.get('estimator', '?')} was used. {_sentence(summary.get('reason', ''))}"
+            f"{section.name}: {_estimator(summary.get('estimator', '?'))} was used. "
+            + _sentence(summary.get("reason", ""))
         )
         candidates = summary.get("candidates", {})
         if candidates:
@@ -178,9 +185,17 @@ def _candidates(name: str, candidates: Mapping[str, Any], chosen: str) -> Table:
     rows = []
     for one in ranked:
         scores = candidates[one] if isinstance(candidates[one], Mapping) else {"cosine": candidates[one]}
-        rows.append([one + (" (used)" if one == chosen else ""), *(_number(scores.get(k)) for k in keys or ["cosine"])])
-    caption = f"{name}: estimators on spots simulated from held-out reference cells (cosine with the true cells)."
-    return Table(["estimator", *(keys or ["cosine"])], rows, caption)
+        scored = [_number(scores.get(key)) for key in keys or ["cosine"]]
+        rows.append([_estimator(one) + (", used" if one == chosen else ""), *scored])
+    caption = (
+        f"{name}: estimators on spots simulated from held-out reference cells; cosine of estimated and true expression "
+        "of a cell, 1 = exact."
+    )
+    return Table(["estimator", *(wording.SCORES.get(key, key) for key in keys or ["cosine"])], rows, caption)
+
+
+def _estimator(name: object) -> str:
+    return wording.ESTIMATORS.get(str(name), str(name))
 
 
 def _score(scores: Any) -> float:
@@ -209,42 +224,65 @@ def _interactions(study: StudyView) -> Iterator[Block]:
 
 
 def _genes(study: StudyView) -> Iterator[Block]:
-    tables, notes = [], []
-    variable = study.variable_genes
-    if variable is not None and len(variable):
-        for test, text in (
-            ("over_tissue", "vary over the tissue"),
-            ("beyond_cell_types", "vary beyond what cell type composition explains"),
-        ):
-            part = variable[variable["test"] == test]
-            if not len(part):
-                continue
-            found = int((part["p_adjusted"] < 0.05).sum())
-            notes.append(f"{found:,} of {len(part):,} tested genes {text} (SPARK-X, adjusted p < 0.05).")
-            rows = _rows(
-                part.sort_values(["p", "gene"]).head(TOP_ROWS // 2), ["section", "gene", "kernel", "p", "p_adjusted"]
-            )
-            caption = f"Genes that {text}: the first {len(rows)}"
-            tables.append(Table(["section", "gene", "best kernel", "p", "adjusted p"], rows, caption))
-    changing = study.spatial_de
-    if changing is not None and len(changing):
-        found = int((changing["p_adjusted"] < 0.05).sum())
-        notes.append(
-            f"{found:,} of {len(changing):,} pairs of cell type and gene change over the tissue inside the type "
-            "(C-SIDE model, adjusted p < 0.05)."
+    parts = [*_variable(study.variable_genes), *_changing(study)]
+    if parts:
+        tables = [table for _, table in parts if table is not None]
+        yield Block("Genes that vary in space", [note for note, _ in parts], tables)
+
+
+def _variable(table: pd.DataFrame | None) -> Iterator[tuple[str, Table | None]]:
+    """Yield what each test of spatially variable genes found, in words and as a table."""
+    if table is None or not len(table):
+        return
+    for test, text in (
+        ("over_tissue", "vary over the tissue"),
+        ("beyond_cell_types", "vary beyond what cell type composition explains"),
+    ):
+        part = table[table["test"] == test]
+        if not len(part):
+            continue
+        found = part[part["p_adjusted"] < 0.05].sort_values(["p", "gene"])
+        note = f"{len(found):,} of {len(part):,} tested genes {text} (SPARK-X, adjusted p < 0.05)."
+        best = found.head(TOP_ROWS // 2).assign(kernel=lambda frame: frame["kernel"].map(wording.kernel_name))
+        rows = _rows(best, ["section", "gene", "kernel", "p", "p_adjusted"])
+        header = ["section", "gene", "strongest pattern", "p", "adjusted p"]
+        yield note, Table(header, rows, f"Genes that {text}: {_first(rows, found)}") if rows else None
+
+
+def _changing(study: StudyView) -> Iterator[tuple[str, Table | None]]:
+    """Yield what the tests inside cell types found, in words and as a table."""
+    table, options = study.spatial_de, study.options.get("differential", {})
+    if table is None:
+        return
+    found = table[table["p_adjusted"] < 0.05].sort_values(["p", "gene"])
+    note = (
+        f"{len(found):,} of {len(table):,} tested pairs of cell type and gene change over the tissue inside the type "
+        "(C-SIDE model, adjusted p < 0.05)."
+    )
+    if options:
+        note += (
+            f" Pairs are tested where the type accounts for at least {options['min_expected_counts']:g} UMI and "
+            f"{options['min_count_share']:.0%} of the gene in the section; the spots cannot tell of the others."
         )
-        top = changing.sort_values(["p", "gene"]).head(TOP_ROWS // 2)
-        rows = _rows(top, ["section", "cell_type", "gene", "log2_sd", "p", "p_adjusted"])
-        header = ["section", "cell type", "gene", "sd of log2 change", "p", "adjusted p"]
-        tables.append(Table(header, rows, f"Genes that change inside a cell type: the first {len(rows)}"))
-    if tables:
-        yield Block("Genes that vary in space", notes, tables)
+    columns = {"section": "section", "cell_type": "cell type", "gene": "gene", "expected_counts": "UMI from the type"}
+    columns |= {"log2_sd": "spread, log2", "p": "p", "p_adjusted": "adjusted p"}
+    header = [text for name, text in columns.items() if name in table]
+    rows = _rows(found.head(TOP_ROWS // 2), [name for name in columns if name in table])
+    caption = (
+        f"Genes that change inside a cell type: {_first(rows, found)}. Spread: standard deviation of the fitted log2 "
+        "change over the type's cells, drawn towards 0 where counts are few; 1 is a doubling."
+    )
+    yield note, Table(header, rows, caption) if rows else None
+
+
+def _first(rows: Sequence[Sequence[str]], found: pd.DataFrame) -> str:
+    return "all" if len(rows) == len(found) else f"the first {len(rows)}"
 
 
 def _quarantine(study: StudyView) -> Block:
     rows = [[stage.name, unit, reason] for stage in study.stages for unit, reason in stage.failed.items()]
     low = [
-        [section.name, str(name), f"{count:,}"]
+        [section.name, wording.STATUSES.get(str(name), str(name)), f"{count:,}"]
         for section in study.sections
         if "status" in section.spots
         for name, count in section.spots["status"].value_counts().items()

@@ -42,7 +42,7 @@ def to_png(drawn: Figure) -> bytes:
 
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        drawn.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        drawn.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
 
 
@@ -109,9 +109,15 @@ def point_area(axes: Axes, extent: Extent, diameter_um: float, *, smallest: floa
 
 
 def scatter_types(
-    axes: Axes, positions_um: Array, types: Sequence[str], *, styles: Mapping[str, Style], area: float
+    axes: Axes,
+    positions_um: Array,
+    types: Sequence[str],
+    *,
+    styles: Mapping[str, Style],
+    area: float,
+    edge: float = 0.0,
 ) -> None:
-    """Draw cells by type; rare types last, so that they are not hidden under frequent ones."""
+    """Draw cells by type, with a white ``edge``; rare types last, so that they are not hidden under frequent ones."""
     names = np.asarray(types, dtype=str)
     for name in [OTHER, *styles]:
         chosen = names == name
@@ -124,7 +130,9 @@ def scatter_types(
             s=area * (1.0 if style.marker == "o" else 1.25),
             c=style.colour,
             marker=style.marker,
-            linewidths=0,
+            linewidths=edge,
+            edgecolors="white" if edge else "none",
+            zorder=4 if edge else 1,
             rasterized=True,
         )
 

@@ -21,7 +21,7 @@ from spatialscope_dist.report.drawing import (
 )
 from spatialscope_dist.report.page import Picture
 from spatialscope_dist.report.palette import SEQUENTIAL, Style
-from spatialscope_dist.report.views import CropView, ImageView, SectionView
+from spatialscope_dist.report.views import CropView, ImageView, MarkerView, SectionView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def draw_slide(section: SectionView) -> Picture:
             f"{section.name}: histology and the {_number(len(section.spots), section.n_spots, 'spots')}, same field "
             "and orientation (rows of the image run down). "
             + ("The box is enlarged below. " if section.crop is not None else "")
-            + "Colours end at the 99th percentile."
+            + "Colours end at the 99th percentile (a logarithmic scale begins at the 1st)."
         )
         return Picture(to_png(drawn), caption, f"histology and total counts of {section.name}")
 
@@ -79,6 +79,8 @@ def draw_nuclei(crop: CropView, styles: Mapping[str, Style], *, name: str, spot_
         colours = [styles[kind].colour if kind in styles else "white" for kind in crop.types]
         widths = [1.8 if kind in styles else 0.7 for kind in crop.types]
         axes[1].add_collection(LineCollection(lines, colors=colours, linewidths=widths))
+        centres = np.array([outline.mean(axis=0) for outline in crop.outlines]).reshape(-1, 2)
+        scatter_types(axes[1], centres, crop.types, styles=styles, area=16, edge=0.5)
         for y, x in crop.spots_um:
             for colour, dashes, thick in (("white", "-", 2.6), ("black", (0, (4, 3)), 1.3)):
                 ring = Circle((x, y), spot_diameter_um / 2, fill=False, ls=dashes, ec=colour, lw=thick, zorder=3)
@@ -87,7 +89,8 @@ def draw_nuclei(crop: CropView, styles: Mapping[str, Style], *, name: str, spot_
             type_legend(drawn, styles, present)
         caption = (
             f"{name}: {len(crop.outlines)} nuclei in a field of {width:.0f} × {height:.0f} µm. Dashed circles are "
-            "spots; nuclei inside are coloured by cell type, thin white outlines lie outside every spot, untyped."
+            "spots; nuclei inside bear the colour and marker of their cell type; others, outside every spot, have thin "
+            "white outlines and no type."
         )
         return Picture(to_png(drawn), caption, f"nuclei of {name}")
 
@@ -117,6 +120,7 @@ def draw_composition(section: SectionView, types: Sequence[str], styles: Mapping
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     width, height = map_size(extent, columns=columns, extra=0.8)
+    top, diameter = _top(section.proportions[:, chosen].ravel()), _readable(section)
     with figure(rows, columns, size=(width, min(height * rows, 10.0))) as (drawn, axes):
         for panel in axes[len(chosen) :]:
             panel.set_visible(False)
@@ -124,41 +128,54 @@ def draw_composition(section: SectionView, types: Sequence[str], styles: Mapping
             map_axes(panel, extent, title=types[kind])
         drawn.draw_without_rendering()
         for panel, kind in zip(axes, chosen, strict=False):
-            points = _spots(panel, section, section.proportions[:, kind], (0.0, 1.0))
-        bar = drawn.colorbar(points, ax=axes[: len(chosen)], shrink=0.6, pad=0.01, aspect=30)
+            points = _spots(panel, section, section.proportions[:, kind], (0.0, top), diameter_um=diameter)
+        bar = drawn.colorbar(points, ax=axes[: len(chosen)], shrink=0.6, pad=0.01, aspect=30, extend="max")
         bar.set_label("share of the spot")
         more = f"the {len(chosen)} most frequent of {len(types)} types" if len(types) > len(chosen) else "all types"
         caption = (
-            f"{section.name}: share of each cell type in every spot (posterior mean), {more}, one scale from 0 to 1."
+            f"{section.name}: share of each cell type in every spot (posterior mean), {more}. One scale from 0 to "
+            f"{top:.2f}, the 99th percentile of the shares shown; higher shares have the last colour. "
+            + ("Spots are drawn larger than they are." if diameter > section.spot_diameter_um else "")
         )
         return Picture(to_png(drawn), caption, f"composition of the spots of {section.name}")
 
 
 def draw_marker(section: SectionView) -> Picture:
-    """Return one gene before (counts of spots) and after (expression of cells)."""
+    """Return one gene before (counts of spots), as its cells sum up, and after (expression of cells)."""
     assert section.marker is not None
     assert section.cells is not None
-    marker, extent = section.marker, section_extent(section)
-    with figure(1, 2, size=map_size(extent, columns=2, extra=1.2)) as (drawn, axes):
-        map_axes(axes[0], extent, title=f"{marker.gene}: measured in spots")
-        map_axes(axes[1], extent, title=f"{marker.gene}: estimated in cells")
+    marker, extent, diameter = section.marker, section_extent(section), _readable(section)
+    with figure(1, 3, size=map_size(extent, columns=3, width=10.6, extra=2.4)) as (drawn, axes):
+        for panel, title in zip(axes, ("measured in spots", "sum of the cells", "in single cells"), strict=True):
+            map_axes(panel, extent, title=f"{marker.gene}, {title}")
         drawn.draw_without_rendering()
-        _colour_spots(axes[0], section, marker.spots, "UMI per spot")
-        top = _top(marker.cells)
+        limits = (0.0, max(_top(marker.spots), _top(marker.predicted)))
+        for panel, values in zip(axes, (marker.spots, marker.predicted), strict=False):
+            points = _spots(panel, section, values, limits, diameter_um=diameter)
+        drawn.colorbar(points, ax=axes[:2], shrink=0.7, pad=0.01, extend="max").set_label("UMI per spot")
         order = np.argsort(marker.cells, kind="stable")
         spots = places(section.cells)[order]
-        area = point_area(axes[1], extent, CELL_DIAMETER_UM, smallest=_smallest(len(spots)))
-        points = axes[1].scatter(
-            spots[:, 1], spots[:, 0], s=area, c=marker.cells[order], vmin=0, vmax=top, cmap=SEQUENTIAL, linewidths=0
+        area = point_area(axes[2], extent, CELL_DIAMETER_UM, smallest=_smallest(len(spots)))
+        values, top = marker.cells[order], _top(marker.cells)
+        points = axes[2].scatter(
+            spots[:, 1], spots[:, 0], s=area, c=values, vmin=0, vmax=top, cmap=SEQUENTIAL, linewidths=0
         )
-        drawn.colorbar(points, ax=axes[1], shrink=0.7, pad=0.01, extend="max").set_label(
-            "posterior mean counts per cell"
-        )
+        drawn.colorbar(points, ax=axes[2], shrink=0.7, pad=0.01, extend="max").set_label("counts per cell")
         caption = (
-            f"{section.name}: {marker.gene} ({marker.reason}) as raw counts of spots, and as posterior mean counts of "
-            "single cells on the reference's scale. Colours run from 0 to the 99th percentile; high cells come last."
+            f"{section.name}: {marker.gene}, {marker.reason}. Left: UMI of whole spots as measured. Middle: UMI "
+            f"expected from the cells of each spot, same scale{_agreement(marker)}. Right: estimated (posterior mean) "
+            "counts of single cells at the depth of the reference, hence another scale; high cells are drawn last. "
+            "Scales end at the 99th percentile."
         )
         return Picture(to_png(drawn), caption, f"{marker.gene} in spots and cells of {section.name}")
+
+
+def _agreement(marker: MarkerView) -> str:
+    both = np.isfinite(marker.predicted)
+    measured, predicted = marker.spots[both], marker.predicted[both]
+    if len(measured) < 3 or measured.std() == 0 or predicted.std() == 0:
+        return ""
+    return f" (correlation with the measured {np.corrcoef(measured, predicted)[0, 1]:.2f})"
 
 
 def _show(axes: Axes, view: ImageView) -> None:
@@ -175,27 +192,42 @@ def _box(axes: Axes, view: ImageView) -> None:
     axes.add_patch(Rectangle(corner, width, height, fill=False, ec="black", lw=1.6))
 
 
-def _colour_spots(axes: Axes, section: SectionView, values: Array, label: str, *, skewed: str = "linear") -> None:
+def _colour_spots(
+    axes: Axes,
+    section: SectionView,
+    values: Array,
+    label: str,
+    *,
+    skewed: str = "linear",
+    diameter_um: float | None = None,
+) -> None:
     """Colour spots by a value; ``skewed`` = 'log' uses a logarithmic scale where a few spots tower over the rest."""
     from matplotlib.colors import LogNorm
 
-    points = _spots(axes, section, values, (0.0, _top(values)))
+    points, beyond = _spots(axes, section, values, (0.0, _top(values)), diameter_um=diameter_um), "max"
     positive = values[values > 0]
     if skewed == "log" and len(positive) and _top(values) > SKEWED * float(np.median(positive)):
         low = max(float(np.percentile(positive, 1)), 1.0)
         points.set_norm(LogNorm(vmin=low, vmax=_top(values), clip=True))
-        label += " (log scale)"
+        label, beyond = f"{label} (log scale)", "both"
     drawn = axes.figure
     assert drawn is not None
-    drawn.colorbar(points, ax=axes, shrink=0.7, pad=0.01, extend="max").set_label(label)
+    drawn.colorbar(points, ax=axes, shrink=0.7, pad=0.01, extend=beyond).set_label(label)
 
 
-def _spots(axes: Axes, section: SectionView, values: Array, limits: tuple[float, float]):  # type: ignore[no-untyped-def]
-    """Draw spots as circles of their true size, coloured by a value."""
+def _spots(  # type: ignore[no-untyped-def]
+    axes: Axes,
+    section: SectionView,
+    values: Array,
+    limits: tuple[float, float],
+    *,
+    diameter_um: float | None = None,
+):
+    """Draw spots as circles, of their true size unless another is given, coloured by a value."""
     from matplotlib.collections import EllipseCollection
 
     centres = places(section.spots)
-    size = np.full(len(centres), section.spot_diameter_um)
+    size = np.full(len(centres), diameter_um or section.spot_diameter_um)
     circles = EllipseCollection(
         size, size, np.zeros(len(centres)), units="xy", offsets=centres[:, ::-1], offset_transform=axes.transData
     )
@@ -204,6 +236,18 @@ def _spots(axes: Axes, section: SectionView, values: Array, limits: tuple[float,
     circles.set_clim(*limits)
     axes.add_collection(circles)
     return circles
+
+
+def _readable(section: SectionView) -> float:
+    """Return a diameter, µm, at which spots nearly touch, where gaps wider than half a spot would leave them tiny."""
+    from scipy.spatial import cKDTree
+
+    centres = places(section.spots)
+    if len(centres) < 2:
+        return section.spot_diameter_um
+    distances, _ = cKDTree(centres).query(centres, k=[2])
+    pitch = float(np.median(np.asarray(distances)))
+    return max(section.spot_diameter_um, min(0.85 * pitch, 4 * section.spot_diameter_um))
 
 
 def _smallest(count: int) -> float:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#332288", "#882255")
 MARKERS = ("o", "^", "s")
 HATCHES = ("", "////", "....")
+#: Towards which grey level, and how far, a colour goes when it returns.
+MIXTURES = ((0, 0.0), (255, 0.5), (0, 0.45))
 OTHER = "other types"
 OTHER_COLOUR = "#B0B0B0"
 MAX_TYPES = len(COLOURS) * len(MARKERS)
@@ -29,8 +31,8 @@ class Style:
 def choose_styles(type_counts: Mapping[str, int], order: Sequence[str]) -> dict[str, Style]:
     """Return a style for every type, the same in every picture of a study.
 
-    The most frequent types get the plain colours; from the ninth on a colour returns with another marker and hatch;
-    types beyond the twenty-fourth share grey.
+    The most frequent types get the plain colours; from the ninth on a colour returns as a tint, from the seventeenth
+    on as a shade, each with another marker and hatch; types beyond the twenty-fourth share grey.
 
     Parameters
     ----------
@@ -44,10 +46,15 @@ def choose_styles(type_counts: Mapping[str, int], order: Sequence[str]) -> dict[
     for rank, name in enumerate(ranked):
         turn, colour = divmod(rank, len(COLOURS))
         if turn < len(MARKERS):
-            styles[name] = Style(COLOURS[colour], MARKERS[turn], HATCHES[turn])
+            styles[name] = Style(_mix(COLOURS[colour], *MIXTURES[turn]), MARKERS[turn], HATCHES[turn])
         else:
             styles[name] = Style(OTHER_COLOUR, "o", "")
     return styles
+
+
+def _mix(colour: str, level: int, amount: float) -> str:
+    parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return "#" + "".join(f"{round((1 - amount) * part + amount * level):02X}" for part in parts)
 
 
 def with_legend(styles: Mapping[str, Style]) -> list[str]:

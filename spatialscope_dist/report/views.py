@@ -39,11 +39,16 @@ class CropView:
 
 @dataclass(frozen=True)
 class MarkerView:
-    """One gene before and after: ``spots`` (drawn spots,) raw counts, ``cells`` (drawn cells,) mean counts."""
+    """One gene before and after: ``spots`` (drawn spots,) raw counts, ``cells`` (drawn cells,) mean counts.
+
+    ``predicted`` (drawn spots,) raw counts that the spot's cells sum to, NaN without cells; ``reason`` says in words
+    why this gene.
+    """
 
     gene: str
     reason: str
     spots: Array
+    predicted: Array
     cells: Array
 
 
@@ -99,7 +104,7 @@ class StageView:
 
 @dataclass(frozen=True)
 class StudyView:
-    """The whole study."""
+    """The whole study; ``few_cells``: reference cells of each type that has too few for a sure profile."""
 
     name: str
     seed: int
@@ -113,6 +118,8 @@ class StudyView:
     spatial_de: pd.DataFrame | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    reference: str | None = None
     n_reference_cells: int | None = None
+    few_cells: Mapping[str, int] = field(default_factory=dict)
     n_panel_genes: int | None = None
     accuracy: Mapping[str, float] = field(default_factory=dict)

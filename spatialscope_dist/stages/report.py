@@ -70,8 +70,9 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         "about": {
             "name": study.name,
             "seed": study.seed,
-            "options": _shown_options(study.options.model_dump(mode="json")),
+            "options": study.options.model_dump(mode="json"),
             "marker": options.marker_gene,
+            "reference": study.reference.path.name,
         },
         "sections": sections,
         "limits": Limits(options.max_image_px, options.max_points, study.seed),
@@ -98,10 +99,6 @@ def _folders(context: Context, section: str) -> SectionFolders | None:
         decompose=context.upstream("decompose", section),
         reference=context.upstream("reference", "study"),
     )
-
-
-def _shown_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {stage: table for stage, table in options.items() if table}
 
 
 def build_report(
@@ -151,6 +148,7 @@ def _study_view(
     from spatialscope_dist.report.views import StudyView
 
     reference = shared["reference"]
+    summary = {} if reference is None else read_json(reference / "summary.json")
     tables = {name: _table(shared, stage, name) for stage, name in _TABLES.items()}
     return StudyView(
         name=about["name"],
@@ -162,6 +160,9 @@ def _study_view(
         training=_training(shared["train"]),
         options=about["options"],
         versions={"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+        reference=about["reference"],
+        n_reference_cells=summary.get("n_cells"),
+        few_cells={name: summary["types"][name]["cells"] for name in summary.get("types_with_few_cells", [])},
         n_panel_genes=None if reference is None else len(read_json(reference / "panel.json")["genes"]),
         accuracy=accuracy,
         interactions=tables["interactions"],

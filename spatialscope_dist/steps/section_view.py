@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 CROP_IN_DIAMETERS, CROP_UM = 4.5, (150.0, 300.0)
 CROP_QUANTILE = 0.75
 SHOWN_BLOCKS = 8
+MARKER_SPECIFICITY, MARKER_FREQUENCY = 2 / 3, 0.02
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,22 @@ class Limits:
     max_image_px: int
     max_points: int
     seed: int
+
+
+@dataclass(frozen=True)
+class MarkerChoice:
+    """A gene, the type it marks, and the type's share of its expression summed over types, in [0, 1]."""
+
+    gene: str
+    cell_type: str
+    specificity: float
+
+    def words(self, total: float) -> str:
+        """Return why the gene is shown; ``total`` is its UMI in the section."""
+        return (
+            f"a marker of {self.cell_type} ({self.specificity:.0%} of its expression summed over the reference's "
+            f"types; {total:,.0f} UMI in the section)"
+        )
 
 
 def view_section(folders: SectionFolders, *, limits: Limits, marker: str | None) -> SectionView:
@@ -202,16 +219,33 @@ def _types_of(nuclei: pd.DataFrame, cells: pd.DataFrame | None) -> list[str]:
     return [types.get(int(number), "") for number in nuclei["nucleus_id"]]
 
 
-def choose_marker(reference: Path | None, type_counts: Mapping[str, int], genes: Sequence[str]) -> str | None:
-    """Return the best measured marker of the most frequent type that has one."""
-    if reference is None:
+def choose_marker(reference: Path, type_counts: Mapping[str, int], totals: Mapping[str, float]) -> MarkerChoice | None:
+    """Return the marker of a frequent type that is specific and well measured: highest specificity times total UMI.
+
+    Specificity is the type's share of the gene's expression summed over the types of the reference. Types of at least
+    2 % of the cells and genes of a specificity of at least two thirds are preferred.
+
+    Parameters
+    ----------
+    type_counts
+        Cells of each type in the section.
+    totals
+        UMI in the section of each gene that may be shown.
+    """
+    markers, types = read_json(reference / "panel.json").get("markers", {}), read_json(reference / "types.json")
+    column = {gene: number for number, gene in enumerate(read_json(reference / "genes.json"))}
+    pairs = [(name, gene) for name in types for gene in markers.get(name, []) if gene in totals and totals[gene] > 0]
+    pairs = [pair for pair in pairs if type_counts.get(pair[0], 0) > 0]
+    if not pairs:
         return None
-    markers, measured = read_json(reference / "panel.json").get("markers", {}), set(genes)
-    for name in sorted(type_counts, key=lambda kind: (-type_counts[kind], kind)):
-        found = next((gene for gene in markers.get(name, []) if gene in measured), None)
-        if found is not None:
-            return str(found)
-    return None
+    profiles = read_array(reference / "signatures.zarr")[:, [column[gene] for _, gene in pairs]]
+    rows = [types.index(name) for name, _ in pairs]
+    specificity = profiles[rows, np.arange(len(pairs))] / np.maximum(profiles.sum(axis=0), 1e-300)
+    frequent = np.array([type_counts[name] for name, _ in pairs]) >= MARKER_FREQUENCY * sum(type_counts.values())
+    preferred = 2.0 * frequent + (specificity >= MARKER_SPECIFICITY)
+    measured = specificity * np.array([totals[gene] for _, gene in pairs])
+    best = int(np.lexsort((-measured, -preferred))[0])
+    return MarkerChoice(pairs[best][1], pairs[best][0], float(specificity[best]))
 
 
 def _marker(
@@ -227,18 +261,25 @@ def _marker(
         return None
     counts, panel = open_counts(folders.ingest / "counts.zarr"), read_json(folders.reference / "panel.json")["genes"]
     frequency = {str(k): int(v) for k, v in cells["cell_type"].value_counts().items()}
-    both = sorted(set(counts.genes) & set(panel))
-    gene = wanted if wanted in both else choose_marker(folders.reference, frequency, both)
-    if gene is None:
+    totals = dict(zip(counts.genes, np.asarray(counts.column_sums(), dtype=np.float64).tolist(), strict=True))
+    totals = {gene: totals[gene] for gene in panel if gene in totals}
+    chosen = None if wanted in totals else choose_marker(folders.reference, frequency, totals)
+    gene = wanted if chosen is None else chosen.gene
+    if gene not in totals:
         return None
-    reason = "chosen in the options" if gene == wanted else f"marker of {max(frequency, key=lambda k: frequency[k])}"
+    reason = "chosen in the options" if chosen is None else chosen.words(totals[gene])
     column = counts.genes.index(gene)
     in_spots = np.concatenate([np.asarray(block[:, [column]].todense()).ravel() for _, block in counts.blocks()])
     mean, place = open_array(folders.decompose / "mean.zarr"), panel.index(gene)
     rows = (mean.shards or mean.chunks)[0]
     parts = [np.asarray(mean[low : low + rows, place]) for low in range(0, mean.shape[0], rows)]
     in_cells = np.concatenate([np.atleast_1d(part) for part in parts]).astype(np.float64)
-    return MarkerView(gene, reason, in_spots[shown].astype(np.float64), np.nan_to_num(in_cells[drawn]))
+    in_cells = np.nan_to_num(in_cells)
+    spot_rows = cells["spot_row"].to_numpy(np.int64)
+    exposure = float(np.asarray(read_array(folders.decompose / "exposure.zarr"))[place])
+    predicted = np.asarray(np.bincount(spot_rows, in_cells, len(in_spots)) * exposure, dtype=np.float64)
+    predicted[np.bincount(spot_rows, minlength=len(in_spots)) == 0] = np.nan
+    return MarkerView(gene, reason, in_spots[shown].astype(np.float64), predicted[shown], in_cells[drawn])
 
 
 def _uncertainty(folders: SectionFolders) -> UncertaintyView | None:

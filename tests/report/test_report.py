@@ -21,8 +21,10 @@ from spatialscope_dist.report.palette import COLOURS, OTHER_COLOUR, choose_style
 from spatialscope_dist.report.views import SectionView, StageView, StudyView
 from spatialscope_dist.simulate.settings import TYPE_NAMES
 from spatialscope_dist.stages.report import average_scores, build_report, stage_views
-from spatialscope_dist.steps.section_view import Limits, choose_marker, view_section
+from spatialscope_dist.steps.section_view import Limits, MarkerChoice, choose_marker, view_section
 from spatialscope_dist.steps.truth import _cell_blocks, score_section
+from spatialscope_dist.store.arrays import write_array
+from spatialscope_dist.store.documents import write_json
 from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.store.ledger import Entry, Ledger
 from tests.report.oracle import Oracle, write_oracle
@@ -59,7 +61,13 @@ def build(oracle: Oracle, folder: Path, **missing: None) -> tuple[dict[str, Any]
     folders = dataclasses.replace(oracle.folders, **missing)
     page = folder / "report" / "index.html"
     done = build_report(
-        about={"name": "demo", "seed": 5, "options": {"identify": {"labels": "composition"}}, "marker": None},
+        about={
+            "name": "demo",
+            "seed": 5,
+            "options": {"identify": {"labels": "composition"}},
+            "marker": None,
+            "reference": "reference.h5ad",
+        },
         sections=[folders],
         limits=LIMITS,
         shared=shared,
@@ -150,13 +158,32 @@ def test_view_section__marker_is_the_asked_gene_or_the_best_of_the_commonest_typ
     oracle: Oracle, section: SectionView
 ) -> None:
     assert section.marker is not None
-    assert "marker of" in section.marker.reason
+    assert "a marker of" in section.marker.reason
+    typed = np.isfinite(section.marker.predicted)
+    assert np.corrcoef(section.marker.predicted[typed], section.marker.spots[typed])[0, 1] > 0.8
+    assert section.marker.predicted[typed].sum() == pytest.approx(section.marker.spots.sum(), rel=0.3)
     asked = view_section(oracle.folders, limits=LIMITS, marker="Gene0042")
     assert asked.marker is not None
     assert asked.marker.gene == "Gene0042"
     column = oracle.simulated.genes.names.index("Gene0042")
     np.testing.assert_array_equal(asked.marker.spots, oracle.simulated.spot_counts[:, column].toarray().ravel())
-    assert choose_marker(oracle.folders.reference, {"astrocyte": 3}, []) is None
+    assert asked.marker.reason == "chosen in the options"
+
+
+def test_choose_marker__specific_and_well_measured_of_a_frequent_type(tmp_path: Path) -> None:
+    genes = ["housekeeping", "weak", "good", "rare", "other"]
+    profiles = np.array([[9.0, 1.0, 4.0, 0.0, 1.0], [8.0, 0.0, 1.0, 0.0, 9.0], [9.0, 0.0, 0.0, 5.0, 0.0]])
+    write_array(tmp_path / "signatures.zarr", profiles, axes=("type", "gene"))
+    write_json(tmp_path / "genes.json", genes)
+    write_json(tmp_path / "types.json", ["A", "B", "C"])
+    write_json(tmp_path / "panel.json", {"genes": genes, "markers": {"A": genes[:3], "B": ["other"], "C": ["rare"]}})
+    totals = {"housekeeping": 900.0, "weak": 4.0, "good": 100.0, "rare": 800.0, "other": 0.0}
+    cells = {"A": 600, "B": 390, "C": 10}
+    assert choose_marker(tmp_path, cells, totals) == MarkerChoice("good", "A", 0.8)
+    assert choose_marker(tmp_path, cells, {"weak": 4.0, "housekeeping": 900.0}) == MarkerChoice("weak", "A", 1.0)
+    assert choose_marker(tmp_path, {"C": 3}, totals) == MarkerChoice("rare", "C", 1.0)
+    assert choose_marker(tmp_path, cells, {"other": 0.0}) is None
+    assert choose_marker(tmp_path, cells, {}) is None
 
 
 def test_maps__are_pictures_with_captions(section: SectionView) -> None:
@@ -169,6 +196,8 @@ def test_maps__are_pictures_with_captions(section: SectionView) -> None:
         draw_composition(section, TYPE_NAMES, styles),
         draw_marker(section),
     ]
+    assert section.proportions is not None
+    assert f"{np.percentile(section.proportions, 99):.2f}" in pictures[3].caption
     assert "field of 248 × 248 µm" in pictures[1].caption
     for picture in pictures:
         width, height = picture_size(picture)
@@ -198,7 +227,7 @@ def test_choose_styles__frequent_types_first_then_markers_then_grey() -> None:
     assert [styles[name].colour for name in names[:8]] == list(COLOURS)
     assert len({styles[name].colour for name in names[:8]}) == 8
     assert styles["type00"].marker != styles["type08"].marker
-    assert styles["type00"].colour == styles["type08"].colour
+    assert len({styles[name].colour for name in names[:24]}) == 24
     assert styles["type29"].colour == OTHER_COLOUR
     assert with_legend(styles) == names[:24]
 

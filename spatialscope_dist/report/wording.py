@@ -1,0 +1,47 @@
+"""Names of the results in words: what tables and pictures call an estimator, a score, a kernel, a status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ACCURACY: Mapping[str, str] = {
+    "nuclei_found": "planted nuclei found (share)",
+    "nuclei_false": "found nuclei that were not planted (share)",
+    "cell_type_accuracy": "matched cells with the right type (share)",
+    "composition_error": "composition error of spots, 1 − Σ min / Σ M",
+    "expression_cosine": "expression, cosine with the truth: this result",
+    "type_mean_cosine": "expression, cosine: type mean",
+    "proportional_cosine": "expression, cosine: proportional allocation",
+}
+
+ESTIMATORS: Mapping[str, str] = {
+    "model": "score model (posterior mean)",
+    "type_mean": "mean of the cell's type",
+    "proportional": "proportional allocation",
+    "sized": "proportional allocation with cell sizes",
+    "shrinkage": "Gamma-Poisson shrinkage to the type mean",
+}
+
+SCORES: Mapping[str, str] = {
+    "cosine": "cosine, all cells",
+    "unique_cosine": "cosine, cells alone of their type in the spot",
+}
+
+STATUSES: Mapping[str, str] = {
+    "low_counts": "too few counts",
+    "not_fitted": "composition could not be fitted",
+    "no_cells": "no cells",
+}
+
+LABELLINGS: Mapping[str, str] = {
+    "map": "most probable labelling",
+    "positional": "most probable type of each cell",
+    "composition": "spot's composition, placed on its cells",
+}
+
+
+def kernel_name(name: str) -> str:
+    """Return a SPARK-X kernel in words: number 1 is the shortest of five lengths, number 5 the longest."""
+    kind, _, number = name.partition("_")
+    words = {"linear": "linear trend", "gaussian": "Gaussian", "cosine": "periodic"}.get(kind, kind)
+    return f"{words}, length {number} of 5" if number else words
