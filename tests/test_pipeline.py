@@ -120,7 +120,9 @@ def test_forget_made_from__goes_on_to_what_was_made_from_that(tmp_path: Path) ->
     ledger.commit(entry("identify", "k2", {"sections": {"A": {"ingest": "k1"}}}))
     ledger.commit(entry("decompose", "k3", {"identify": "k2"}))
     ledger.commit(entry("train", "k4", {"reference": "k0"}))
+    ledger.units("decompose", "A", tmp_path / "k3").commit("rows", {})
     ledger.forget_made_from("k1", pipeline.STAGES)
+    assert ledger.count_units("decompose", "A") == 0, "old units are no progress"
     left = [stage for stage in pipeline.STAGES if ledger.current(stage, "A") is not None]
     assert left == ["ingest", "train"]
 

@@ -83,11 +83,12 @@ class Ledger:
     def forget_made_from(self, key: str, stages: Sequence[str]) -> None:
         """Drop the current outputs of `stages` that were made from the one with that key, or from those made from it.
 
-        Their folders and units stay: should the same content come back, no unit is run again.
+        Their units are forgotten too: they are no progress towards what takes their place.
         """
         for entry in [entry for stage in stages for entry in self.entries(stage)]:
             if f'"{key}"' in json.dumps(entry.inputs):
                 self.forget(entry.stage, entry.item)
+                shutil.rmtree(self.root / "units" / entry.stage / entry.item, ignore_errors=True)
                 self.forget_made_from(entry.key, stages)
 
     def keep_only(self, stage: str, items: Collection[str]) -> None:
