@@ -43,6 +43,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the named studies, all that can be run when none is named."""
     names = sys.argv[1:] or (["demo", "her2_b4"] if "SPATIALSCOPE_DATA" in os.environ else ["demo"])
+    (HERE / "results").mkdir(exist_ok=True)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             result = run(name, Path(folder))

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.options import (
-    AlignOptions,
     DecomposeOptions,
     DifferentialOptions,
     IdentifyOptions,
@@ -113,7 +112,6 @@ class StudyOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     ingest: IngestOptions = IngestOptions()
-    align: AlignOptions = AlignOptions()
     segment: SegmentOptions = SegmentOptions()
     identify: IdentifyOptions = IdentifyOptions()
     train: TrainOptions = TrainOptions()

@@ -1,4 +1,4 @@
-"""Cells per spot without an image, from counts and composition (method section 1 b).
+"""Cells per spot without an image, from counts and composition (an idea of SpatialScope's Discussion).
 
     log UMI_i = log s + log M_i + log d_i + noise,   d_i = Σ_k p_ik d_k,
 

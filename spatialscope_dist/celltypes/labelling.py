@@ -36,7 +36,7 @@ def label_cells(
 
     positional: argmax of the marginals, ties to the lower type. composition: the posterior-mean
     composition of the spot rounded by largest remainder, then the assignment of its cells to these
-    labels with the largest sum of marginals (celltypes.md section 4).
+    labels with the largest sum of marginals.
 
     Parameters
     ----------

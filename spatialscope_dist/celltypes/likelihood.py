@@ -73,7 +73,7 @@ class LikelihoodTable:
 
 
 def density(z: NDArray[np.float64], overdispersion: float, kind: Density) -> NDArray[np.float64]:
-    """Return h_σ(z), the density of ε (method section 2.4).
+    """Return h_σ(z), the density of ε in eq. (4).
 
     heavy_tailed (RCTD): h(u) = C φ(u) for |u| < 3, C a/(|u| − c)² beyond, c = 7/3, a = (4/9) φ(3),
     C such that it integrates to one; u = z/σ.

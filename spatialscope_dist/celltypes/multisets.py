@@ -58,7 +58,7 @@ def choose_candidates(
 ) -> Candidates:
     """Return the candidate types of each spot.
 
-    A type is a candidate when w_ik > min(Σ_k w / (2 max M), Σ_k w / 5) (method section 2.8), the
+    A type is a candidate when w_ik > min(Σ_k w / (2 max M), Σ_k w / 5), the
     three strongest always; the weakest are dropped while the multisets exceed `max_multisets`.
 
     Parameters

@@ -50,7 +50,7 @@ def estimate_overdispersion(
     """Return the σ_ε that fits the sampled spots best.
 
     Weights are fitted at the current σ, then σ is moved to the grid value of highest likelihood,
-    until it stays (at most 8 rounds; method section 2.6).
+    until it stays (at most 8 rounds), as RCTD does.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def bulk_proportions(
     """Return the proportions π̄ of the types in all spots pooled, (types,), summing to one.
 
     Minimises Σ_g [ln(N Σ_k π_k μ_kg) − ln b_g]² over π ≥ 0 and genes with b_g ≥ `min_total`
-    (method section 2.3).
+    (RCTD, Cable et al. 2022).
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def bulk_proportions(
 def platform_effect(
     gene_totals: NDArray[np.int64], total: int, profiles: NDArray[np.float64], fitted_on: NDArray[np.int64]
 ) -> PlatformEffect:
-    """Return exp(γ_g) = (b_g / N) / Σ_k π̄_k μ_kg of every shared gene (method section 2.3).
+    """Return exp(γ_g) = (b_g / N) / Σ_k π̄_k μ_kg of every shared gene (RCTD, Cable et al. 2022).
 
     Parameters
     ----------

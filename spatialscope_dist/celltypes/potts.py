@@ -3,7 +3,7 @@
     E(k) = Σ_spots −log p(y_i | multiset of the spot's labels) + β Σ_{neighbour pairs} 1[k ≠ k'],
 
 β = ν / mean degree, one constant for every pair, so neighbour sums are whole numbers and E is one
-energy (method section 2.8). All energies are whole numbers of QUANTUM nats: a sweep can never raise
+energy (eq. 5). All energies are whole numbers of QUANTUM nats: a sweep can never raise
 E, and labels are identical on every machine and for every division into blocks.
 
 A sweep visits spots by ascending colour and changes all labels of a spot together: exactly, over
@@ -134,7 +134,7 @@ def descend_block(block: Block, labels: NDArray[np.int16], prior: Prior) -> Swep
     """Return what one sweep of iterated conditional modes changes in the block's own spots.
 
     Pure and idempotent. With the closure in the block, the result equals that of a sweep over all
-    spots, for any division into blocks (engine.md section 1.3).
+    spots, for any division into blocks (`geometry.blocks.sweep_closure`).
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ def type_signatures(counts_blocks: Iterable[Any], labels: NDArray[np.int64], n_t
 
     Notes
     -----
-    μ_kg = mean over cells of type k of x_cg / n_c (method section 2.1; SpatialScope, Methods).
+    μ_kg = mean over cells of type k of x_cg / n_c (RCTD; SpatialScope, Methods).
     """
     sums = _Sums(n_types)
     start = 0
@@ -133,7 +133,7 @@ class _Sums:
 def shrink(profiles: NDArray[np.float64], umi: NDArray[np.int64], *, shrinkage_umi: float) -> NDArray[np.float64]:
     """Return signatures mixed with `shrinkage_umi` counts of the mean profile, (types, genes).
 
-    μ_k ← (U_k μ_k + c μ̄) / (U_k + c), U_k the raw counts behind type k (celltypes.md section 3.5):
+    μ_k ← (U_k μ_k + c μ̄) / (U_k + c), U_k the raw counts behind type k:
     zeros of a thin reference no longer cost many nats once labels are hard.
     """
     mean = profiles.mean(axis=0)

@@ -46,8 +46,8 @@ def fit_weights(
 
     Notes
     -----
-    Iteratively reweighted quadratic programme of RCTD "full" mode (Cable et al. 2022; method
-    section 2.5): at most 50 iterations of 0.3 of a Newton step within w ≥ 0, from w = 1/K.
+    Iteratively reweighted quadratic programme of RCTD "full" mode (Cable et al. 2022): at most
+    50 iterations of 0.3 of a Newton step within w ≥ 0, from w = 1/K.
     """
     weights, converged = _fit(
         np.ascontiguousarray(counts, np.float64),

@@ -150,7 +150,13 @@ def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ScoreModel:
 
 @functools.lru_cache(maxsize=1)
 def load_model(folder: Path, weights_sha256: str) -> ScoreModel:
-    """Return the model in a folder; kept in the process under its path and the hash of its weights."""
+    """Return the model in a folder; kept in the process under its path and the hash of its weights.
+
+    Raises
+    ------
+    BadInput
+        When the folder holds another model, or files of another format.
+    """
     document = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     if document.get("weights_sha256") != weights_sha256:
         remedy = "Run train again, or put the model back."

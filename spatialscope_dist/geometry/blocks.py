@@ -57,7 +57,7 @@ def assign_blocks(points: NDArray[np.float64], load: NDArray[np.int64], *, n_blo
 
 
 def sweep_closure(graph: Graph, colours: NDArray[np.int64], own: NDArray[np.int64]) -> Closure:
-    """Return the closure of a block under falling colours (engine.md section 1.3).
+    """Return the closure of a block under falling colours.
 
     In a sweep by ascending colour, a spot needs the *new* labels of neighbours of lower colour and
     the *old* labels of the others. So the spots reached from own ones along strictly falling

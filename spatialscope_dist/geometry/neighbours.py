@@ -51,7 +51,7 @@ def radius_graph(points: NDArray[np.float64], *, mean_degree: float) -> Graph:
 
     Notes
     -----
-    Neighbourhood of SpatialScope's Potts prior (method section 2.7), with Euclidean distance.
+    Neighbourhood of SpatialScope's Potts prior, eq. (5), with Euclidean distance.
     """
     n_nodes = len(points)
     wanted = min(int(np.ceil(mean_degree * n_nodes / 2.0)), n_nodes * (n_nodes - 1) // 2)

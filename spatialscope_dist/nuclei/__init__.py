@@ -1,4 +1,4 @@
-"""Finding nuclei in a histology image and giving them to spots (method §1).
+"""Finding nuclei in a histology image and giving them to spots (SpatialScope, Methods: nucleus segmentation).
 
 Star-convex polygons (StarDist, Schmidt et al., MICCAI 2018): the network gives every pixel a
 probability p and distances d_k along 32 rays; the polygon of pixel c has the vertices

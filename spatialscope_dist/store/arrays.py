@@ -48,7 +48,7 @@ def write_region(path: Path, region: Sequence[slice], values: NDArray[Any]) -> N
     Raises
     ------
     StoreError
-        When the region cuts a write unit: two writers of one unit lose rows silently.
+        When the region cuts a write unit, since two writers of one unit lose rows silently, or the disk is full.
     """
     array = zarr.open_array(str(path), mode="r+")
     unit = array.shards or array.chunks
@@ -64,7 +64,13 @@ def write_region(path: Path, region: Sequence[slice], values: NDArray[Any]) -> N
 
 
 def write_array(path: Path, values: NDArray[Any], *, axes: Sequence[str], chunks: Sequence[int] | None = None) -> None:
-    """Write a small array whole."""
+    """Write a small array whole.
+
+    Raises
+    ------
+    StoreError
+        When the disk is full.
+    """
     size = tuple(max(1, length) for length in values.shape) if chunks is None else tuple(chunks)
     array = create_array(path, shape=values.shape, dtype=values.dtype, chunks=size, axes=axes)
     try:
