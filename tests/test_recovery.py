@@ -1,14 +1,17 @@
-"""Runs that are killed or interrupted continue and end with the same bytes."""
+"""Runs that are killed or interrupted continue, redo only what was in flight, and end with the same bytes."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,75 +19,98 @@ import pytest
 from tests import small_study
 from tests.conftest import Finished
 
-
-def events_of(process: subprocess.Popen[str]) -> Iterator[dict[str, object]]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        yield json.loads(line)
+MANY_UNITS = {"segment.tile": 512, "decompose.rows_per_shard": 16}
 
 
-def worker_pids(process: subprocess.Popen[str]) -> list[int]:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+def until(stage: str) -> list[str]:
+    """Return the options that run up to a stage, and that stage alone when its inputs are there."""
+    return ["--until", stage, "--workers", "2"]
+
+
+@contextmanager
+def started(study: Path, output: Path, stage: str) -> Iterator[tuple[subprocess.Popen[str], Iterator[dict[str, Any]]]]:
+    """Yield a running study and its events."""
+    command = small_study.command(study, output, *until(stage), settings=MANY_UNITS)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        yield process, (json.loads(line) for line in process.stdout)
+
+
+def wait_for_unit(events: Iterator[dict[str, Any]], stage: str) -> None:
+    """Read events until a unit of the stage is committed."""
+    current = None
+    for event in events:
+        current = event["stage"] if event["event"] == "stage" else current
+        if event["event"] == "unit" and current == stage:
+            return
+    pytest.fail(f"the run ended before a unit of {stage} was committed")
+
+
+def without(finished: Finished, output: Path, stage: str) -> Path:
+    """Copy a finished study as it was before a stage had run."""
+    shutil.copytree(finished.output, output)
+    for folder in ("ledger", "work", "ledger/units"):
+        shutil.rmtree(output / folder / stage)
+    return output
+
+
+def before(stage: str, finished: Finished, folder: Path) -> Path:
+    """Return an output folder in which the stage is the next to run."""
+    return folder / "out" if stage == "segment" else without(finished, folder / "out", stage)
+
+
+def results_of(output: Path, stage: str) -> dict[str, str]:
+    names = {"segment": ("labels", "nuclei"), "decompose": ("expression", "expression_sd")}[stage]
+    return {name: small_study.hashes(output)["demo"][name] for name in names}
 
 
 @pytest.mark.parametrize("stage", ["segment", "decompose"])
 def test_run__worker_killed_mid_stage_changes_nothing(finished: Finished, tmp_path: Path, stage: str) -> None:
-    command = small_study.command(finished.study, tmp_path, "--workers", "2")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = False
-    current = None
-    for event in events_of(process):
-        current = event["stage"] if event["event"] == "stage" else current
-        if event["event"] == "unit" and current == stage and not killed:
-            os.kill(worker_pids(process)[0], signal.SIGKILL)
-            killed = True
-    assert process.wait(timeout=600) == 0, process.stderr.read() if process.stderr else ""
-    assert killed
-    assert small_study.hashes(tmp_path) == small_study.hashes(finished.output)
+    output = before(stage, finished, tmp_path)
+    with started(finished.study, output, stage) as (process, events):
+        wait_for_unit(events, stage)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+        os.kill(workers[0].pid, signal.SIGKILL)
+        assert list(events)[-1]["event"] == "summary"
+    assert process.returncode == 0
+    assert results_of(output, stage) == results_of(finished.output, stage)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_run__interrupted_then_resumed(finished: Finished, tmp_path: Path, how: signal.Signals) -> None:
-    command = small_study.command(finished.study, tmp_path, "--workers", "2")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    children: list[psutil.Process] = []
-    seen = []
-    for event in events_of(process):
-        seen.append(event)
-        if event["event"] == "committed" and event["stage"] == "identify":
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(how)
-            break
-    code = process.wait(timeout=120)
-    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    psutil.wait_procs(children, timeout=60)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "segment").rglob("*") if path.is_file()}
-    events = small_study.run(finished.study, tmp_path, "--workers", "2")
-    unchanged = {event["stage"] for event in events if event["event"] == "unchanged"}
-    assert {"ingest", "segment", "reference", "identify"} <= unchanged
-    after = {path: path.stat().st_mtime_ns for path in before}
-    assert after == before, "committed work was written again"
-    assert small_study.hashes(tmp_path) == small_study.hashes(finished.output)
+@pytest.mark.parametrize(("stage", "how"), [("segment", signal.SIGINT), ("decompose", signal.SIGKILL)])
+def test_run__stopped_then_resumed(finished: Finished, tmp_path: Path, stage: str, how: signal.Signals) -> None:
+    output = before(stage, finished, tmp_path)
+    with started(finished.study, output, stage) as (process, events):
+        wait_for_unit(events, stage)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(how)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert not psutil.wait_procs(children, timeout=90)[1], "workers outlive the run"
+    events = small_study.run(finished.study, output, *until(stage), settings=MANY_UNITS)
+    (committed,) = [event for event in events if event["event"] == "committed" and event["stage"] == stage]
+    assert committed["units_resumed"] >= 1
+    assert results_of(output, stage) == results_of(finished.output, stage)
 
 
 def test_run__training_resumes_from_its_checkpoint(finished: Finished, tmp_path: Path) -> None:
+    output = without(finished, tmp_path / "out", "train")
     settings = {"train.checkpoint_every_steps": 40}
-    command = small_study.command(finished.study, tmp_path, "--workers", "1", settings=settings)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("work/train/study/*/checkpoint.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    psutil.wait_procs(children, timeout=60)
-    small_study.run(finished.study, tmp_path, "--workers", "1", settings=settings)
-    assert (
-        small_study.hashes(tmp_path)["demo"]["expression"] == small_study.hashes(finished.output)["demo"]["expression"]
-    )
+    command = small_study.command(finished.study, output, *until("train"), settings=settings)
+    deadline = time.monotonic() + 300
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list(output.glob("work/train/study/*/checkpoint.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=90)[1], "workers outlive the run"
+    small_study.run(finished.study, output, *until("train"), settings=settings)
+    for name in ("weights.safetensors", "model.json"):
+        assert (output / "model" / name).read_bytes() == (finished.output / "model" / name).read_bytes()
 
 
 def test_run__finished_study_does_nothing_and_says_so(finished: Finished) -> None:
@@ -99,12 +125,9 @@ def test_run__finished_study_does_nothing_and_says_so(finished: Finished) -> Non
 
 
 def test_run__changing_one_option_reruns_only_what_depends_on_it(finished: Finished, tmp_path: Path) -> None:
-    import shutil
-
     output = tmp_path / "copy"
     shutil.copytree(finished.output, output)
-    events = small_study.run(finished.study, output, "--workers", "1", settings={"decompose.n_steps": 4})
-    committed = [event["stage"] for event in events if event["event"] == "committed"]
+    events = small_study.run(finished.study, output, *until("decompose"), settings={"decompose.n_steps": 4})
+    assert [event["stage"] for event in events if event["event"] == "committed"] == ["decompose"]
     unchanged = {event["stage"] for event in events if event["event"] == "unchanged"}
-    assert committed[0] == "decompose"
-    assert {"ingest", "segment", "reference", "identify", "train"} <= unchanged
+    assert unchanged == {"ingest", "align", "segment", "reference", "identify", "train"}
