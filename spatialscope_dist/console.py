@@ -21,6 +21,7 @@ _ACCURACY = {
     "nuclei_found": "planted nuclei found",
     "nuclei_false": "false nuclei",
     "cell_type_accuracy": "cell-type accuracy",
+    "random_order_accuracy": "… of the true composition in random order",
     "composition_error": "composition error",
     "expression_cosine": "expression cosine, ours",
     "type_mean_cosine": "expression cosine, type mean",

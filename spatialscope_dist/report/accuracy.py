@@ -6,7 +6,8 @@ Nuclei: planted and found nuclei are matched one to one, closest pairs first, at
 ``nuclei_found`` = matched / planted, ``nuclei_false`` = unmatched / found.
 
 Types: cells and planted cells of one spot are matched one to one in the same way; ``cell_type_accuracy`` = share of
-the matched cells whose type is right. ``composition_error`` = 1 - Σ_ik min(n_ik, n*_ik) / Σ_i max(M_i, M*_i) over spots
+the matched cells whose type is right; ``random_order_accuracy`` is what the true compositions would reach with the
+cells of every spot in random order. ``composition_error`` = 1 - Σ_ik min(n_ik, n*_ik) / Σ_i max(M_i, M*_i) over spots
 i and types k: it ignores the order of the cells in a spot and counts missing and surplus cells as errors.
 
 Expression: inside each spot, cells of one type are matched to planted cells of the same type, one to one, with the
@@ -78,7 +79,7 @@ def score_nuclei(planted_um: Array, found_um: Array, *, max_distance_um: float =
 def score_types(
     truth: LocatedCells, cells: LocatedCells, *, max_distance_um: float = MATCH_DISTANCE_UM
 ) -> dict[str, float]:
-    """Return ``cell_type_accuracy`` and ``composition_error`` of the cells inside spots."""
+    """Return ``cell_type_accuracy``, ``random_order_accuracy`` and ``composition_error`` of the cells inside spots."""
     correct = total = 0
     for planted, found in _spots(truth.spot_rows, cells.spot_rows):
         left, right = match_positions(
@@ -86,7 +87,24 @@ def score_types(
         )
         total += len(left)
         correct += int((truth.types[planted[left]] == cells.types[found[right]]).sum())
-    return {"cell_type_accuracy": correct / max(total, 1), "composition_error": composition_error(truth, cells)}
+    return {
+        "cell_type_accuracy": correct / max(total, 1),
+        "random_order_accuracy": random_order_accuracy(truth),
+        "composition_error": composition_error(truth, cells),
+    }
+
+
+def random_order_accuracy(truth: LocatedCells) -> float:
+    """Return the expected accuracy of the true compositions in random order: Σ_i Σ_k n*_ik² / M*_i over Σ_i M*_i.
+
+    Counts alone cannot order the cells of a spot, so this is what ``cell_type_accuracy`` is to be read against.
+    """
+    inside = truth.spot_rows >= 0
+    _, spots = np.unique(truth.spot_rows[inside], return_inverse=True)
+    _, types = np.unique(truth.types[inside], return_inverse=True)
+    table = np.zeros((spots.max(initial=-1) + 1, types.max(initial=-1) + 1))
+    np.add.at(table, (spots, types), 1)
+    return float((table**2).sum(axis=1) @ (1 / table.sum(axis=1))) / max(len(spots), 1)
 
 
 def composition_error(truth: LocatedCells, cells: LocatedCells) -> float:

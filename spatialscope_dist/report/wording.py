@@ -8,6 +8,7 @@ ACCURACY: Mapping[str, str] = {
     "nuclei_found": "planted nuclei found (share)",
     "nuclei_false": "found nuclei that were not planted (share)",
     "cell_type_accuracy": "matched cells with the right type (share)",
+    "random_order_accuracy": "the same for the true composition in random order (share)",
     "composition_error": "composition error of spots, 1 − Σ min / Σ M",
     "expression_cosine": "expression, cosine with the truth: this result",
     "type_mean_cosine": "expression, cosine: type mean",

@@ -9,6 +9,7 @@ from spatialscope_dist.report.accuracy import (
     cosines,
     match_positions,
     match_same_type,
+    random_order_accuracy,
     score_expression,
     score_nuclei,
     score_types,
@@ -83,3 +84,17 @@ def test_score_expression__perfect_estimate_is_one_and_scale_free() -> None:
     assert scores["expression_cosine"] == pytest.approx(1)
     assert 0 < scores["type_mean_cosine"] < 1
     assert scores["cells_scored"] == 5
+
+
+def test_random_order_accuracy__equals_the_mean_over_all_orders() -> None:
+    from itertools import permutations
+
+    spots = {0: ["a", "a", "b"], 1: ["b", "c"]}
+    correct = sum(
+        np.mean([sum(x == y for x, y in zip(order, types, strict=True)) for order in permutations(types)])
+        for types in spots.values()
+    )
+    rows = np.array([spot for spot, types in spots.items() for _ in types] + [-1])
+    names = np.array([name for types in spots.values() for name in types] + ["c"])
+    truth = LocatedCells(np.zeros((6, 2)), rows, names)
+    assert random_order_accuracy(truth) == pytest.approx(correct / 5)
