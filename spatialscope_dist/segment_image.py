@@ -21,7 +21,8 @@ from spatialscope_dist.nuclei.stardist_model import model_folder, model_problems
 from spatialscope_dist.options import SegmentOptions
 from spatialscope_dist.readers.images import LazyImage, open_image, viewing_factors, viewing_shape
 from spatialscope_dist.steps.pixels import store_image, store_view
-from spatialscope_dist.steps.slide import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide, segment_slide
+from spatialscope_dist.steps.slide import segment_slide
+from spatialscope_dist.steps.slide_spec import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide
 from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.frames import read_frame, write_frame
 from spatialscope_dist.store.ledger import Units, content_key
@@ -91,7 +92,7 @@ def _work_key(image: Path, pixel_size_um: float, options: SegmentOptions) -> str
     weights = sorted(folder.iterdir()) if folder is not None else []
     marks = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights if path.is_file()]
     parts = {"image": str(image.resolve()), "size": stat.st_size, "time": stat.st_mtime_ns, "pixel": pixel_size_um}
-    return content_key("segment-image", 1, {**parts, "model": marks, "options": options.model_dump(mode="json")})
+    return content_key("segment-image", 2, {**parts, "model": marks, "options": options.model_dump(mode="json")})
 
 
 def _slide(image: LazyImage, pixel_size_um: float, options: SegmentOptions, work: Path, workers: Any) -> Slide:

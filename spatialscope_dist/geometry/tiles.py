@@ -134,6 +134,14 @@ class WindowGrid:
     def __iter__(self) -> Iterator[Window]:
         return (self[index] for index in range(len(self)))
 
+    def wider(self, window: Window, halo: int) -> Window:
+        """Return the window seeing `halo` pixels around the same core, as far as the padded image goes."""
+        height, width = self.padded_shape
+        y0, x0 = (max(0, (start - halo) // self.align * self.align) for start in (window.core.y0, window.core.x0))
+        y1 = min(height, padded_length(window.core.y1 + halo, self.align))
+        x1 = min(width, padded_length(window.core.x1 + halo, self.align))
+        return Window(window.index, Box(y0, y1, x0, x1), window.core)
+
     def tasks(self, tile: int) -> dict[str, list[int]]:
         """Return window indices per task: neighbours whose windows fit into `tile` pixels."""
         per_task = max(1, 1 + (tile - self.window) // (self.window - 2 * self.halo))

@@ -63,7 +63,7 @@ def window_candidates(
     grid: WindowGrid,
     threshold: float,
 ) -> Candidates:
-    """Return the candidates above `threshold` whose pixel the window owns.
+    """Return the candidates above `threshold` whose pixel the window owns, in global coordinates.
 
     Pixels closer than two prediction pixels to the border of the padded image propose nothing,
     as in StarDist.
@@ -79,20 +79,85 @@ def window_candidates(
     threshold : float
         Probability a candidate must exceed.
     """
+    step = window.box.shape[0] // probability.shape[0]
+    found = dense_candidates(probability, distances, step=step, threshold=threshold)
+    return owned_candidates(found, window=window, grid=grid, border=BORDER * step)
+
+
+def dense_candidates(
+    probability: NDArray[np.float32], distances: NDArray[np.float32], *, step: int, threshold: float
+) -> Candidates:
+    """Return the candidates above `threshold` of a whole window, in pixels of the window.
+
+    Parameters
+    ----------
+    probability, distances : ndarray
+        (rows, columns) and (rows, columns, rays) on every `step`-th pixel of the window.
+    step : int
+        Window pixels per prediction pixel.
+    threshold : float
+        Probability a candidate must exceed.
+    """
     rows, columns = np.nonzero(probability > threshold)
-    step_y = window.box.shape[0] // probability.shape[0]
-    step_x = window.box.shape[1] // probability.shape[1]
-    y, x = window.box.y0 + rows * step_y, window.box.x0 + columns * step_x
-    keep = _owned(y, window.core.y0, window.core.y1) & _owned(x, window.core.x0, window.core.x1)
-    keep &= _inside(y, grid.padded_shape[0], step_y) & _inside(x, grid.padded_shape[1], step_x)
-    points = np.stack([y[keep], x[keep]], axis=1).astype(np.int32)
-    chosen = rows[keep], columns[keep]
-    return Candidates(points, np.maximum(distances[chosen], np.float32(MIN_DISTANCE)), probability[chosen])
+    points = np.stack([rows * step, columns * step], axis=1).astype(np.int32)
+    return Candidates(
+        points, np.maximum(distances[rows, columns], np.float32(MIN_DISTANCE)), probability[rows, columns]
+    )
 
 
-def _owned(position: NDArray[np.int64], start: int, stop: int) -> NDArray[np.bool_]:
-    return (position >= start) & (position < stop)
+def owned_candidates(found: Candidates, *, window: Window, grid: WindowGrid, border: int = 0) -> Candidates:
+    """Return the candidates whose pixel the window owns, moved from window to global coordinates.
+
+    Parameters
+    ----------
+    found : Candidates
+        In pixels of the window.
+    window, grid : Window, WindowGrid
+        Where they were found.
+    border : int
+        Pixels this close to the border of the padded image own nothing.
+    """
+    points = found.points + np.array([window.box.y0, window.box.x0], np.int32)
+    core = window.core
+    keep = np.ones(len(points), np.bool_)
+    for position, length, start, stop in (
+        (points[:, 0], grid.padded_shape[0], core.y0, core.y1),
+        (points[:, 1], grid.padded_shape[1], core.x0, core.x1),
+    ):
+        keep &= (position >= max(start, border)) & (position < min(stop, length - border))
+    return Candidates(points, found.distances, found.probability).take(keep)
 
 
-def _inside(position: NDArray[np.int64], padded: int, step: int) -> NDArray[np.bool_]:
-    return (position >= BORDER * step) & (position < padded - BORDER * step)
+def beyond_sight(found: Candidates, *, window: Window, grid: WindowGrid) -> NDArray[np.bool_]:
+    """Return which polygons reach past what the window saw though the image goes on there, (candidates,).
+
+    Parameters
+    ----------
+    found : Candidates
+        In global coordinates.
+    window, grid : Window, WindowGrid
+        Where they were found.
+    """
+    box, (height, width) = window.box, grid.padded_shape
+    bounds = polygon_bounds(found)
+    past = np.zeros(len(found), np.bool_)
+    past |= (bounds[:, 0] < box.y0) & (box.y0 > 0)
+    past |= (bounds[:, 1] >= box.y1) & (box.y1 < height)
+    past |= (bounds[:, 2] < box.x0) & (box.x0 > 0)
+    past |= (bounds[:, 3] >= box.x1) & (box.x1 < width)
+    return past
+
+
+def polygon_bounds(candidates: Candidates) -> NDArray[np.int32]:
+    """Return (candidates, 4) boxes y0, y1, x0, x1, both ends inside, that hold the polygons and a pixel around.
+
+    The pixel allows for StarDist's whole-pixel vertices.
+    """
+    n_rays = candidates.distances.shape[1]
+    angles = np.linspace(0, 2 * np.pi, n_rays, endpoint=False)
+    ends = []
+    for axis, direction in enumerate((np.sin(angles), np.cos(angles))):
+        vertices = candidates.points[:, axis, None] + candidates.distances * direction
+        vertices = np.clip(vertices, -(2**30), 2**30)
+        ends += [np.floor(vertices.min(axis=1)) - 1, np.ceil(vertices.max(axis=1)) + 1]
+    return np.stack(ends, axis=1).astype(np.int32)

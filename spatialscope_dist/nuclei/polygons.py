@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.nuclei.candidates import Candidates
+from spatialscope_dist.nuclei.candidates import Candidates, canonical_order
 from spatialscope_dist.nuclei.resample import source_coordinates
 
 
@@ -25,34 +26,57 @@ class Nuclei:
         (nuclei,) float64, source pixels squared.
     probability : ndarray
         (nuclei,) float32.
-    paint_rank : ndarray
-        (nuclei,) int32: 0 is painted last and wins where polygons overlap.
+    peaks : ndarray
+        (nuclei, 2) int32, the pixel (y, x) that proposed the nucleus, model pixels.
     """
 
     polygons: NDArray[np.float32]
     centroids: NDArray[np.float64]
     areas: NDArray[np.float64]
     probability: NDArray[np.float32]
-    paint_rank: NDArray[np.int32]
+    peaks: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.polygons)
 
+    def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Nuclei:
+        """Return the nuclei of an index or mask, in its order."""
+        return Nuclei(*(getattr(self, part)[index] for part in self.__dataclass_fields__))
+
+    @property
+    def paint_rank(self) -> NDArray[np.int64]:
+        """Place of each nucleus by strength, (nuclei,): 0 is painted last and wins where polygons overlap."""
+        rank = np.empty(len(self), np.int64)
+        rank[canonical_order(self.peaks, self.probability)] = np.arange(len(self))
+        return rank
+
 
 def trace_nuclei(survivors: Candidates, *, scale: float) -> Nuclei:
-    """Return nuclei in canonical (y, x) order from surviving candidates, strongest first.
+    """Return nuclei in canonical (y, x) order from surviving candidates in any order.
 
     Parameters
     ----------
     survivors : Candidates
-        Result of `suppress`, in model pixels.
+        Result of the suppression, in model pixels.
     scale : float
         Model pixels per source pixel.
     """
     polygons = outline(survivors, scale=scale)
     areas, centroids = measure(polygons)
-    order = np.lexsort((np.arange(len(polygons)), centroids[:, 1], centroids[:, 0]))
-    return Nuclei(polygons[order], centroids[order], areas[order], survivors.probability[order], order.astype(np.int32))
+    return in_canonical_order([Nuclei(polygons, centroids, areas, survivors.probability, survivors.points)])
+
+
+def in_canonical_order(parts: Sequence[Nuclei]) -> Nuclei:
+    """Return the nuclei of all parts by (y, x) of their centroids; at one place the stronger comes first."""
+    together = join_nuclei(parts)
+    y, x = together.centroids.T
+    return together.take(np.lexsort((together.paint_rank, x, y)))
+
+
+def join_nuclei(parts: Sequence[Nuclei]) -> Nuclei:
+    """Return the nuclei of all parts, one after the other."""
+    names = Nuclei.__dataclass_fields__
+    return Nuclei(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def outline(candidates: Candidates, *, scale: float) -> NDArray[np.float32]:

@@ -14,20 +14,14 @@ from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_m
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.stardist_model import OFFICIAL, model_folder, model_problems
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.steps.slide import (
-    FRAMEWORK,
-    VIEW_PIXELS,
-    Slide,
-    projected_disk_bytes,
-    projected_peak_bytes,
-    projected_tasks,
-    segment_slide,
-)
+from spatialscope_dist.steps.slide import segment_slide
+from spatialscope_dist.steps.slide_costs import projected_disk_bytes, projected_peak_bytes, projected_tasks
+from spatialscope_dist.steps.slide_spec import FRAMEWORK, VIEW_PIXELS, Slide
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, write_frame
 
 NAME = "segment"
-VERSION = 1
+VERSION = 2
 _NOT_CONTENT = {"tile", "warn_pixel_size_um", "max_pixel_size_um"}
 
 

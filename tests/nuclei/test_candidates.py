@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialscope_dist.geometry.tiles import WindowGrid
-from spatialscope_dist.nuclei.candidates import canonical_order, concatenate, window_candidates
+from spatialscope_dist.nuclei.candidates import (
+    Candidates,
+    beyond_sight,
+    canonical_order,
+    concatenate,
+    window_candidates,
+)
 
 
 @settings(deadline=None)
@@ -41,3 +47,18 @@ def test_canonical_order__ties_by_place() -> None:
 
 def test_concatenate__nothing() -> None:
     assert concatenate([], n_rays=32).distances.shape == (0, 32)
+
+
+def test_beyond_sight__polygons_past_the_window_but_not_past_the_image() -> None:
+    grid = WindowGrid((300, 300), window=128, halo=32, align=16)
+    window = grid[1]
+    points = np.array([[5, window.core.x0], [60, window.core.x0], [60, window.core.x0 + 20]], np.int32)
+    distances = np.array([[20.0] * 32, [40.0] * 32, [20.0] * 32], np.float32)
+    found = Candidates(points, distances, np.ones(3, np.float32))
+    assert beyond_sight(found, window=window, grid=grid).tolist() == [False, True, False]
+    wide = grid.wider(window, 96)
+    assert wide.core == window.core
+    assert wide.box.y0 == 0
+    assert wide.box.x0 == max(0, window.core.x0 - 96)
+    assert all(edge % 16 == 0 for edge in wide.box)
+    assert not beyond_sight(found, window=wide, grid=grid).any()

@@ -21,7 +21,8 @@ from spatialscope_dist.readers.images import open_image, viewing_blocks
 from spatialscope_dist.segment_image import segment_one_image
 from spatialscope_dist.simulate import SimulatedStudy, SimulationSettings, simulate
 from spatialscope_dist.stages.segment import count_cells
-from spatialscope_dist.steps.slide import Slide, segment_slide
+from spatialscope_dist.steps.slide import segment_slide
+from spatialscope_dist.steps.slide_spec import Slide
 from spatialscope_dist.store.arrays import create_array, read_array, write_array, write_region
 
 

@@ -1,0 +1,129 @@
+"""Units that look at the image: tissue, intensities, candidates of windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialscope_dist.errors import BadInput
+from spatialscope_dist.geometry.tiles import Box, Window, shard_boxes
+from spatialscope_dist.nuclei.candidates import (
+    Candidates,
+    beyond_sight,
+    concatenate,
+    polygon_bounds,
+    window_candidates,
+)
+from spatialscope_dist.nuclei.checks import channel_problems
+from spatialscope_dist.nuclei.normalise import histogram_percentiles, intensity_histogram, normalise
+from spatialscope_dist.nuclei.resample import WindowSource
+from spatialscope_dist.nuclei.stardist_model import ModelFacts, load_network, read_model_facts, resolve_model
+from spatialscope_dist.nuclei.suppression import union_bounds
+from spatialscope_dist.nuclei.tissue import tissue_mask, windows_with_tissue
+from spatialscope_dist.readers.images import LazyImage, open_image
+from spatialscope_dist.steps.slide_spec import Slide, Workers, mask_at, save_array
+from spatialscope_dist.steps.slide_suppression import PARTS
+from spatialscope_dist.store.arrays import read_array
+
+HISTOGRAM_BOX = 4096
+WIDER = 3  # halos a window sees around its core when an object reaches past one
+
+
+def prepare(slide: Slide) -> dict[str, Any]:
+    """Return the model's facts and the windows to predict; writes the tissue mask (worker).
+
+    Raises
+    ------
+    BadInput
+        When the model cannot be had or takes another number of channels.
+    """
+    facts = read_model_facts(resolve_model(slide.options.model))
+    problems = channel_problems(slide.image, slide.shape[0], facts.n_channels)
+    if problems:
+        raise BadInput(problems)
+    grid = slide.grid(facts)
+    windows, share = list(range(len(grid))), 1.0
+    if slide.view is not None and slide.options.tissue_mask == "auto" and slide.shape[0] == 3:
+        mask = tissue_mask(read_array(Path(slide.view)), pixel_size_um=slide.pixel_size_um * slide.view_factor)
+        save_array(slide.folder / "tissue.npy", mask)
+        windows = windows_with_tissue(grid, mask, view_pixels_per_model_pixel=1 / (slide.scale * slide.view_factor))
+        share = float(mask.mean())
+    return {"model": facts.__dict__, "windows": windows, "tissue_share": share}
+
+
+def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
+    """Return the two intensities that become 0 and 1, exact over the whole image or its tissue."""
+    boxes = shard_boxes((slide.shape[1], slide.shape[2]), HISTOGRAM_BOX)
+    units = {f"histogram_{number:05d}": {"slide": slide, "box": box} for number, box in enumerate(boxes)}
+    units = {name: {**arguments, "name": name} for name, arguments in units.items()}
+    workers(count_intensities, units)
+    total = sum(np.load(slide.folder / "histograms" / f"{name}.npy") for name in units)
+    low, high = histogram_percentiles(np.asarray(total), slide.options.percentiles)
+    return low, high
+
+
+def count_intensities(slide: Slide, name: str, box: Box) -> dict[str, Any]:
+    """Write the intensity histogram of one box of the image (worker)."""
+    block = open_image(Path(slide.image)).read(*box)
+    mask = slide.folder / "tissue.npy"
+    where = None
+    if slide.options.normalise_over == "tissue" and mask.exists():
+        where = mask_at(np.load(mask), Box(*box), slide.view_factor)
+    histogram = intensity_histogram(block, where=where)
+    save_array(slide.folder / "histograms" / f"{name}.npy", histogram)
+    return {"pixels": int(histogram.sum())}
+
+
+def predict_windows(slide: Slide, name: str, windows: list[int], low: float, high: float) -> dict[str, Any]:
+    """Write the candidates of the windows' cores (worker).
+
+    A window with an object that reaches past what it saw is looked at again with a wider halo;
+    which windows those are depends on the image only, not on the task.
+    """
+    look = _Look(slide, low, high)
+    parts, wider = [], []
+    for index in windows:
+        window = look.grid[index]
+        found = look.candidates(window)
+        if beyond_sight(found, window=window, grid=look.grid).any():
+            window = look.grid.wider(window, WIDER * look.facts.halo)
+            found = look.candidates(window)
+            wider.append(int(beyond_sight(found, window=window, grid=look.grid).sum()))
+        parts.append(found)
+    found = concatenate(parts, n_rays=look.facts.n_rays)
+    bounds = polygon_bounds(found)
+    for part in PARTS:
+        save_array(slide.folder / "candidates" / f"{name}.{part}.npy", getattr(found, part))
+    save_array(slide.folder / "candidates" / f"{name}.bounds.npy", bounds)
+    return {
+        "windows": len(windows),
+        "candidates": len(found),
+        "bounds": union_bounds(bounds).tolist() if len(found) else None,
+        "windows_widened": len(wider),
+        "candidates_beyond_wide_halo": sum(wider),
+    }
+
+
+class _Look:
+    """A model and an image, opened once for all windows of a task."""
+
+    def __init__(self, slide: Slide, low: float, high: float) -> None:
+        folder = resolve_model(slide.options.model)
+        self.facts: ModelFacts = read_model_facts(folder)
+        self.grid = slide.grid(self.facts)
+        self._network = load_network(str(folder))
+        self._image: LazyImage = open_image(Path(slide.image))
+        self._slide, self._low, self._high = slide, low, high
+        self._threshold = slide.thresholds(self.facts)[0]
+
+    def candidates(self, window: Window) -> Candidates:
+        """Return the candidates of the window's core."""
+        slide = self._slide
+        source = WindowSource(window.box, (slide.shape[1], slide.shape[2]), slide.scale)
+        pixels = normalise(source.resample(self._image.read(*source.region)), self._low, self._high)
+        if pixels.shape[0] != self.facts.n_channels:
+            pixels = np.repeat(pixels, self.facts.n_channels, axis=0)
+        probability, distances = self._network.predict(pixels)
+        return window_candidates(probability, distances, window=window, grid=self.grid, threshold=self._threshold)
