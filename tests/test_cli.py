@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,15 +105,21 @@ def test_run__quarantined_items_are_exit_4(tmp_path: Path) -> None:
     assert "spot3" in spatialscope("status", tmp_path, "--output", tmp_path / "out").stdout
 
 
-def test_run__interrupted_is_exit_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_run__interrupted_is_exit_130_and_says_how_to_go_on(tmp_path: Path, how: str) -> None:
     given.write_sound_study(tmp_path, image=False)
     command = [COMMAND, "run", tmp_path, "--output", tmp_path / "out", "--workers", "1", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line)["event"] == "committed":
             break
-    process.terminate()
+    if how == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+    else:
+        process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "run the same command again" in errors

@@ -52,6 +52,8 @@ class ClusterSettings:
         count = workers if workers is not None else max(1, len(os.sched_getaffinity(0)))
         if count < 1:
             raise BadInput(Problem("--workers", str(count), "1 or more", "Leave it out to use every core."))
+        if gpus is not None and gpus < 0:
+            raise BadInput(Problem("--gpus", str(gpus), "0 or more", "Leave it out to use every GPU."))
         share = int(psutil.virtual_memory().total * 0.9 / count)
         limit = _bytes(memory_limit) if memory_limit else min(4 * GIB, share)
         return cls(count, limit, scheduler, gpus)
@@ -129,6 +131,7 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
             "memory_limit": settings.memory_limit_bytes,
             "dashboard_address": "127.0.0.1:0",
             "silence_logs": logging.ERROR,
+            "preload": [f"{__package__}.interrupts"],
             "env": _environment(number if gpus and count_gpus() else None),
         }
         if gpus:

@@ -137,3 +137,8 @@ def test_map__gpu_work_goes_to_workers_that_offer_it() -> None:
 def test_of_this_machine__refuses_bad_memory_limits(memory_limit: str) -> None:
     with pytest.raises(BadInput, match="--memory-limit"):
         ClusterSettings.of_this_machine(memory_limit=memory_limit)
+
+
+def test_of_this_machine__refuses_a_negative_number_of_gpus() -> None:
+    with pytest.raises(BadInput, match="--gpus"):
+        ClusterSettings.of_this_machine(gpus=-1)
