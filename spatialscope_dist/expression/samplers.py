@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, combine_chains, sum_cells
+from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.model import ScoreModel
 from spatialscope_dist.expression.noise import falling_levels, geometric_levels, keyed_normals, keyed_normals_torch
 from spatialscope_dist.options import DecomposeOptions
@@ -30,9 +31,13 @@ _FIRST_LEVEL, _LAST_LEVEL = 20.0, 0.05
 def sample(
     spots: SpotCells, model: ScoreModel, options: DecomposeOptions, *, device: torch.device | None = None
 ) -> Estimate:
-    """Return posterior mean and sd of every cell, (cells, genes) reference counts, by the sampler of the options."""
+    """Return posterior mean and sd of every cell, (cells, genes) reference counts, by the sampler of the options.
+
+    `device` is where torch works; None: `device.working_device`.
+    """
     mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
     sd = np.empty_like(mean)
+    device = device or working_device()
     sampler = _preconditioned if options.sampler == "preconditioned" else _langevin
     for cells, part in spots.batches(_CELLS_PER_BATCH):
         if len(part.types):
@@ -101,7 +106,7 @@ class _Batch:
         return combine_chains(means[:, :n_cells].cpu().numpy(), variances[:, :n_cells].cpu().numpy(), self.spots)
 
 
-def _batch(spots: SpotCells, model: ScoreModel, *, device: torch.device | None) -> _Batch:
+def _batch(spots: SpotCells, model: ScoreModel, *, device: torch.device) -> _Batch:
     import torch
 
     extra = -len(spots.types) % _CELLS_PER_BATCH

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import StageFailed
+from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.noise import loss_weight
 from spatialscope_dist.expression.profiles import ReferenceProfiles
 from spatialscope_dist.expression.score_network import NetworkShape, denoise, initial_parameters
@@ -136,20 +137,27 @@ class _Run:
         import torch
 
         self.data, self.options, self.seed, self.state, self.step = data, options, seed, state, state.step
-        self.parameters = {n: torch.from_numpy(v.copy()).requires_grad_() for n, v in state.parameters.items()}
-        self.average = {n: torch.from_numpy(v.copy()) for n, v in state.average.items()}
+        self.device = working_device()
+        self.parameters = {n: self._put(v).requires_grad_() for n, v in state.parameters.items()}
+        self.average = {n: self._put(v) for n, v in state.average.items()}
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay, foreach=False
         )
-        self.profiles = torch.from_numpy(data.profiles.mean_log)
+        self.profiles = self._put(data.profiles.mean_log)
         self.losses = list(state.train_loss)
         if state.step:
             for name, tensor in self.parameters.items():
                 self.optimiser.state[tensor] = {
                     "step": torch.tensor(float(state.step)),
-                    "exp_avg": torch.from_numpy(state.first_moment[name].copy()),
-                    "exp_avg_sq": torch.from_numpy(state.second_moment[name].copy()),
+                    "exp_avg": self._put(state.first_moment[name]),
+                    "exp_avg_sq": self._put(state.second_moment[name]),
                 }
+
+    def _put(self, values: NDArray[Any]) -> Tensor:
+        """Return a copy of the values as a tensor on the working device."""
+        import torch
+
+        return torch.from_numpy(np.array(values)).to(self.device)
 
     def advance(self) -> None:
         """Take one optimiser step."""
@@ -180,7 +188,7 @@ class _Run:
         self.losses = []
         state = self.state
         if held_out < state.best_held_out:
-            best = {name: tensor.numpy().copy() for name, tensor in self.average.items()}
+            best = {name: _array(tensor) for name, tensor in self.average.items()}
             self.state = replace(state, best=best, best_held_out=held_out, best_step=self.step, checks_without_gain=0)
         else:
             without = state.checks_without_gain + 1
@@ -207,31 +215,34 @@ class _Run:
         return replace(
             self.state,
             step=self.step,
-            parameters={name: tensor.detach().numpy().copy() for name, tensor in self.parameters.items()},
-            average={name: tensor.numpy().copy() for name, tensor in self.average.items()},
-            first_moment={n: m["exp_avg"].numpy().copy() for n, m in zip(names, moments, strict=True)},
-            second_moment={n: m["exp_avg_sq"].numpy().copy() for n, m in zip(names, moments, strict=True)},
+            parameters={name: _array(tensor) for name, tensor in self.parameters.items()},
+            average={name: _array(tensor) for name, tensor in self.average.items()},
+            first_moment={n: _array(m["exp_avg"]) for n, m in zip(names, moments, strict=True)},
+            second_moment={n: _array(m["exp_avg_sq"]) for n, m in zip(names, moments, strict=True)},
             train_loss=list(self.losses),
         )
 
     def _loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
-        import torch
 
         clean, types = self._cells(rows)  # (rows, genes)
         low, high = math.log(self.options.noise_min), math.log(self.options.noise_max)
-        level = torch.from_numpy(np.exp(random.uniform(low, high, (len(rows), 1))).astype(np.float32))
-        noisy = clean + level * torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
+        level = self._put(np.exp(random.uniform(low, high, (len(rows), 1))).astype(np.float32))
+        noisy = clean + level * self._put(random.standard_normal(clean.shape, dtype=np.float32))
         restored = denoise(parameters, noisy, level=level, types=types, profiles=self.profiles)
         loss: Tensor = (loss_weight(level) * (restored - clean) ** 2).mean()
         return loss
 
     def _cells(self, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
-        import torch
 
         profiles = self.data.profiles
         counts = self.data.counts[rows].toarray().astype(np.float32)
         clean = (np.log1p(counts) - profiles.mean_log[self.data.types[rows]]) / profiles.scale
-        return torch.from_numpy(clean), torch.from_numpy(self.data.types[rows].astype(np.int64))
+        return self._put(clean), self._put(self.data.types[rows].astype(np.int64))
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """Return a copy of a tensor's values in this process's memory."""
+    return np.array(tensor.detach().cpu().numpy())
 
 
 def _rate(step: int, max_steps: int) -> float:

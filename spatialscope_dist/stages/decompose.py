@@ -107,14 +107,14 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         # A run that goes on with another shard size makes the arrays anew: nothing of the earlier size is left.
         units.forget()
     first = context.pool.map(
-        prepare_section, {f"prepare_{rows}": {"task": task}}, ledger_units=units, framework="torch"
+        prepare_section, {f"prepare_{rows}": {"task": task}}, ledger_units=units, framework="torch", gpu=True
     )
     prepared = first[f"prepare_{rows}"]
     shards = {
         f"rows_{rows}_{low // rows:06d}": {"task": task, "low": low, "high": min(low + rows, prepared["n_cells"])}
         for low in range(0, prepared["n_cells"], rows)
     }
-    done = context.pool.map(decompose_rows, shards, ledger_units=units, framework="torch")
+    done = context.pool.map(decompose_rows, shards, ledger_units=units, framework="torch", gpu=True)
     failed = {spot: reason for unit in shards for spot, reason in done[unit]["failed"].items()}
     summary = prepared | {"failed_spots": len(failed), "residual": _join_spots(task, list(shards))}
     write_json(output / "summary.json", summary)

@@ -69,7 +69,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         "seed": context.study.seed,
     }
     units = context.ledger.units(NAME, item, output)
-    done = context.pool.map(train_model, {"model": unit}, ledger_units=units, framework="torch")
+    done = context.pool.map(train_model, {"model": unit}, ledger_units=units, framework="torch", gpu=True)
     _publish_model(output, context.place.model)
     return StageOutcome(done=1, total=1, metrics=done["model"])
 
