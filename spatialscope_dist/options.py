@@ -34,6 +34,9 @@ class SegmentOptions(StageOptions):
     model_pixel_size_um: float = Field(
         0.25, gt=0, description="µm per pixel the model was trained at; the image is rescaled to it"
     )
+    channel: int | None = Field(
+        None, ge=0, description="the one channel of the image to look at, counted from 0; None: all, as the model takes"
+    )
     tile: int = Field(
         2048,
         ge=512,

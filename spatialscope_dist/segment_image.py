@@ -19,7 +19,8 @@ from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.stardist_model import model_folder, model_problems
 from spatialscope_dist.options import SegmentOptions
-from spatialscope_dist.readers.images import LazyImage, open_image, viewing_factors, viewing_shape
+from spatialscope_dist.readers.image_views import viewing_factors, viewing_shape
+from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.steps.pixels import store_image, store_view
 from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_spec import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide

@@ -38,9 +38,19 @@ def image_problems(where: str, pixel_size_um: float | None, options: SegmentOpti
     return [], []
 
 
-def channel_problems(where: str, image_channels: int, model_channels: int) -> list[Problem]:
-    """Return what is wrong with giving an image of so many channels to the model."""
+def channel_problems(
+    where: str, image_channels: int, model_channels: int, *, channel: int | None = None
+) -> list[Problem]:
+    """Return what is wrong with giving an image of so many channels, or one of them, to the model."""
+    if channel is not None:
+        if channel < image_channels:
+            return []
+        found = f"{image_channels} channels"
+        return [Problem(where, found, f"a channel {channel}, counted from 0", "Correct [segment] channel.")]
     if image_channels == model_channels or (image_channels, model_channels) == (1, 3):
         return []
-    remedy = "Give an image or a [segment] model that match (2D_versatile_he: RGB, 2D_versatile_fluo: one channel)."
+    remedy = (
+        "Give an image or a [segment] model that match (2D_versatile_he: RGB, 2D_versatile_fluo: one channel), "
+        "or name the nuclear stain by [segment] channel."
+    )
     return [Problem(where, f"{image_channels} channels", f"{model_channels}, as the model takes", remedy)]

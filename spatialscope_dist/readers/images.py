@@ -1,7 +1,9 @@
 """Histology images, read by region: tiff, ome-tiff, svs and other slides, zarr; jpg and png whole.
 
-Regions are (c, y, x) in source pixels. RGBA loses its alpha. Images hold open files and do not
-pickle: a worker opens the path again.
+Regions are (c, y, x) in source pixels, or in pixels of a coarser level the file holds. RGBA becomes
+RGB, white where it is fully transparent (slides are so outside what was scanned); colours are taken
+as stored, an ICC profile is not applied. Images hold open files and do not pickle: a worker opens
+the path again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.geometry.tiles import Box, shard_boxes
+from spatialscope_dist.readers.image_levels import Level, is_reduction, level_factor
 from spatialscope_dist.readers.pixel_sizes import aperio_um, ngff_um, ome_um, tiff_um
 
 Pixels = NDArray[np.integer[Any]]
@@ -30,9 +33,7 @@ TIFF = (".tif", ".tiff", ".svs", ".btf", ".qptiff")
 VENDOR = (".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi")
 DTYPES = ("uint8", "uint16")
 MAX_CHUNK_BYTES = 64_000_000
-VIEW_PIXEL_SIZE_UM = 2.0
-VIEW_SMALLEST_PX = 1024
-_READ_PIXELS = 8_000_000
+MAX_CHANNELS = 64
 
 
 class LazyImage(ABC):
@@ -51,6 +52,8 @@ class LazyImage(ABC):
         µm per pixel by the file's metadata.
     is_tiled : bool
         Whether regions can be read without decoding the whole image.
+    levels : tuple of Level
+        Full resolution first, then the coarser ones the file holds.
     """
 
     format: str
@@ -58,12 +61,19 @@ class LazyImage(ABC):
     dtype: np.dtype[Any]
     pixel_size_um: float | None = None
     is_tiled: bool = True
+    _coarser: tuple[tuple[int, int], ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> Pixels:
-        """Return the pixels of rows y0 ≤ y < y1 and columns x0 ≤ x < x1, (channels, y, x).
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Resolutions that can be read, full one first."""
+        shape = self.shape[1], self.shape[2]
+        return Level(shape, 1.0), *(Level(size, level_factor(shape, size)) for size in self._coarser)
+
+    def read(self, y0: int, y1: int, x0: int, x1: int, *, level: int = 0) -> Pixels:
+        """Return the pixels of rows y0 ≤ y < y1 and columns x0 ≤ x < x1 of a level, (channels, y, x).
 
         Raises
         ------
@@ -71,10 +81,18 @@ class LazyImage(ABC):
             When the file is damaged there.
         """
         with _refusing_damage(self.path):
-            return np.ascontiguousarray(self._read(Box(y0, y1, x0, x1)))
+            return np.ascontiguousarray(self._read(Box(y0, y1, x0, x1), level))
 
     @abstractmethod
-    def _read(self, box: Box) -> Pixels: ...
+    def _read(self, box: Box, level: int) -> Pixels: ...
+
+
+def _without_alpha(planes: Pixels) -> Pixels:
+    """Return RGB of RGBA, (channels, y, x), white where nothing is seen at all."""
+    if len(planes) != 4:
+        return planes
+    white = np.iinfo(planes.dtype).max
+    return np.where(planes[3:] == 0, planes.dtype.type(white), planes[:3])
 
 
 def open_image(path: Path) -> LazyImage:
@@ -84,7 +102,7 @@ def open_image(path: Path) -> LazyImage:
     ------
     BadInput
         When there is no file, it is no image, is damaged, or holds something other than one
-        8- or 16-bit plane of 1 to 4 channels.
+        8- or 16-bit plane of up to 64 channels.
     """
     path = Path(path)
     if not path.exists():
@@ -125,7 +143,7 @@ def _refusing_damage(path: Path) -> Iterator[None]:
 
 
 class TiffImage(LazyImage):
-    """A TIFF, OME-TIFF or SVS through tifffile; the first series at full resolution."""
+    """A TIFF, OME-TIFF or SVS through tifffile; the first series and its pyramid."""
 
     format = "tiff"
 
@@ -140,18 +158,37 @@ class TiffImage(LazyImage):
         page = series.keyframe
         self._require_whole()
         self._axes = series.axes
-        self._pixels = _open_zarr(series.aszarr(level=0, maxworkers=1))
-        lengths = dict(zip(self._axes, self._pixels.shape, strict=True))
+        self._levels, self._opened = [0], dict[int, Any]()
+        pixels = self._level(0)
+        lengths = dict(zip(self._axes, pixels.shape, strict=True))
         planes = {axis: length for axis, length in lengths.items() if axis not in "YXSC" and length > 1}
         channels = lengths.get("S", 1) * lengths.get("C", 1)
-        if planes or channels > 4 or page.photometric.name == "PALETTE":
-            found = f"a {page.photometric.name} image of axes {self._axes} {self._pixels.shape}"
-            remedy = "Export one RGB plane."
-            raise BadInput(Problem(str(path), found, "one plane of 1 to 4 channels", remedy))
-        self.shape = (3 if channels == 4 else channels, lengths["Y"], lengths["X"])
-        self.dtype = np.dtype(self._pixels.dtype)
-        self.is_tiled = int(np.prod(self._pixels.chunks)) * self.dtype.itemsize <= MAX_CHUNK_BYTES
+        if planes or channels > MAX_CHANNELS or page.photometric.name == "PALETTE":
+            found = f"a {page.photometric.name} image of axes {self._axes} {pixels.shape}"
+            remedy = "Export one plane, RGB or fluorescence channels."
+            raise BadInput(Problem(str(path), found, f"one plane of 1 to {MAX_CHANNELS} channels", remedy))
+        self._has_alpha = channels == 4 and (lengths.get("S", 1) == 4 or page.photometric.name == "RGB")
+        self.shape = (3 if self._has_alpha else channels, lengths["Y"], lengths["X"])
+        self.dtype = np.dtype(pixels.dtype)
+        self.is_tiled = int(np.prod(pixels.chunks)) * self.dtype.itemsize <= MAX_CHUNK_BYTES
         self.pixel_size_um = self._pixel_size()
+        self._find_levels()
+
+    def _level(self, number: int) -> Any:
+        if number not in self._opened:
+            store = self._file.series[0].aszarr(level=self._levels[number], maxworkers=1)
+            self._opened[number] = _open_zarr(store)
+        return self._opened[number]
+
+    def _find_levels(self) -> None:
+        full, found = (self.shape[1], self.shape[2]), []
+        for number, level in enumerate(self._file.series[0].levels[1:], start=1):
+            lengths = dict(zip(level.axes, level.shape, strict=True))
+            size = lengths["Y"], lengths["X"]
+            if level.axes == self._axes and level.dtype == self.dtype and is_reduction(full, size):
+                found.append(size)
+                self._levels.append(number)
+        self._coarser = tuple(found)
 
     def _require_whole(self) -> None:
         size = self.path.stat().st_size
@@ -169,20 +206,20 @@ class TiffImage(LazyImage):
             description, page.resolution[0], page.resolutionunit.name, is_imagej=self._file.is_imagej
         )
 
-    def _read(self, box: Box) -> Pixels:
+    def _read(self, box: Box, level: int) -> Pixels:
         index = tuple(
             {"Y": box.slices[0], "X": box.slices[1]}.get(axis, slice(None) if axis in "SC" else 0)
             for axis in self._axes
         )
-        block = np.asarray(self._pixels[index])
+        block = np.asarray(self._level(level)[index])
         kept = [axis for axis in self._axes if axis in "YXSC"]
         order = [kept.index(axis) for axis in ("S", "C", "Y", "X") if axis in kept]
         planes: Pixels = block.transpose(order).reshape(-1, *box.shape)
-        return planes[: self.shape[0]]
+        return _without_alpha(planes) if self._has_alpha else planes
 
 
 class OpenSlideImage(LazyImage):
-    """A vendor's slide through OpenSlide, full resolution, RGB."""
+    """A vendor's slide through OpenSlide, RGB."""
 
     format = "openslide"
     dtype = np.dtype(np.uint8)
@@ -200,46 +237,66 @@ class OpenSlideImage(LazyImage):
         self.shape = (3, height, width)
         size = self._slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
         self.pixel_size_um = float(size) if size else None
+        sizes = [(high, wide) for wide, high in self._slide.level_dimensions]
+        self._numbers = [0, *(n for n, size in enumerate(sizes) if n and is_reduction((height, width), size))]
+        self._coarser = tuple(sizes[number] for number in self._numbers[1:])
 
-    def _read(self, box: Box) -> Pixels:
+    def _read(self, box: Box, level: int) -> Pixels:
         import openslide
 
+        factor = self.levels[level].factor
+        corner = round(box.x0 * factor), round(box.y0 * factor)
         try:
-            region = self._slide.read_region((box.x0, box.y0), 0, box.shape[::-1])
+            region = self._slide.read_region(corner, self._numbers[level], box.shape[::-1])
         except openslide.OpenSlideError as error:
             raise ValueError(str(error)) from error
-        return np.asarray(region)[..., :3].transpose(2, 0, 1)
+        return _without_alpha(np.asarray(region).transpose(2, 0, 1))
 
 
 class ZarrImage(LazyImage):
-    """A Zarr array (c, y, x) or (y, x), or the full-resolution level of an OME-NGFF group."""
+    """A Zarr array (c, y, x) or (y, x), or the levels of an OME-NGFF group."""
 
     format = "zarr"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        node = _open_zarr(str(path))
+        group = node = _open_zarr(str(path))
         axes: list[str] = []
+        paths: list[str] = []
+        labels: list[str] = []
         if not hasattr(node, "shape"):
             attributes: dict[str, Any] = dict(node.attrs)
             scales: Any = attributes.get("ome", attributes)["multiscales"][0]
             axes = [axis["name"] if isinstance(axis, dict) else axis for axis in scales.get("axes", ())]
             self.pixel_size_um = ngff_um(scales)
-            node = node[scales["datasets"][0]["path"]]
+            paths = [level["path"] for level in scales["datasets"]]
+            labels = _channel_names(attributes.get("ome", attributes))
+            node = group[paths[0]]
         self._axes = axes or list(node.metadata.dimension_names or "cyx"[-node.ndim :])
         lengths = dict(zip(self._axes, node.shape, strict=True))
         if any(length > 1 for axis, length in lengths.items() if axis not in "yxc"):
             raise ValueError(f"axes {self._axes} of lengths {node.shape}: one plane is expected")
         channels = lengths.get("c", 1)
-        self._pixels = node
-        self.shape = (3 if channels == 4 else channels, lengths["y"], lengths["x"])
+        # Four planes are RGBA unless their names say otherwise.
+        self._has_alpha = channels == 4 and (not labels or labels[-1].lower() in ("a", "alpha", "3"))
+        self.shape = (3 if self._has_alpha else channels, lengths["y"], lengths["x"])
         self.dtype = np.dtype(node.dtype)
+        sizes = [dict(zip(self._axes, group[name].shape, strict=True)) for name in paths]
+        shapes = [(size["y"], size["x"]) for size in sizes]
+        coarse = [n for n, size in enumerate(shapes) if n and is_reduction((self.shape[1], self.shape[2]), size)]
+        self._coarser = tuple(shapes[number] for number in coarse)
+        self._pixels = [node, *(group[paths[number]] for number in coarse)]
 
-    def _read(self, box: Box) -> Pixels:
-        slices = {"y": box.slices[0], "x": box.slices[1], "c": slice(0, self.shape[0])}
-        block = np.asarray(self._pixels[tuple(slices.get(axis, 0) for axis in self._axes)])
+    def _read(self, box: Box, level: int) -> Pixels:
+        slices = {"y": box.slices[0], "x": box.slices[1], "c": slice(None)}
+        block = np.asarray(self._pixels[level][tuple(slices.get(axis, 0) for axis in self._axes)])
         kept = [axis for axis in self._axes if axis in "cyx"]
-        return block.transpose([kept.index(axis) for axis in "cyx" if axis in kept]).reshape(-1, *box.shape)
+        planes = block.transpose([kept.index(axis) for axis in "cyx" if axis in kept]).reshape(-1, *box.shape)
+        return _without_alpha(planes) if self._has_alpha else planes
+
+
+def _channel_names(attributes: dict[str, Any]) -> list[str]:
+    return [str(channel.get("label", "")) for channel in attributes.get("omero", {}).get("channels", ())]
 
 
 def _open_zarr(store: Any) -> Any:
@@ -262,7 +319,7 @@ class RasterImage(LazyImage):
             self.shape = (1 if mode in ("L", "1", "I;16") else 3, picture.height, picture.width)
         self.dtype = np.dtype(np.uint16 if mode == "I;16" else np.uint8)
 
-    def _read(self, box: Box) -> Pixels:
+    def _read(self, box: Box, level: int) -> Pixels:
         return self._crops([box])[0]
 
     def _crops(self, boxes: list[Box]) -> list[Pixels]:
@@ -272,9 +329,10 @@ class RasterImage(LazyImage):
     def _crop(self, picture: Any, box: Box) -> Pixels:
         region = picture.crop((box.x0, box.y0, box.x1, box.y1))
         if self.dtype == np.uint8:
-            region = region.convert("L" if self.shape[0] == 1 else "RGB")
+            seen = "RGBA" if region.has_transparency_data else "RGB"
+            region = region.convert("L" if self.shape[0] == 1 else seen)
         pixels = np.asarray(region).astype(self.dtype, copy=False)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return pixels[None] if pixels.ndim == 2 else _without_alpha(pixels.transpose(2, 0, 1))
 
     def blocks(self, size: int) -> Iterator[tuple[Box, Pixels]]:
         """Return every block of edge `size`, the image being decoded once."""
@@ -322,52 +380,3 @@ def decoded_blocks(image: LazyImage, *, size: int = 2048) -> Iterator[tuple[Box,
     whole = None if image.is_tiled else image.read(0, shape[0], 0, shape[1])
     for box in shard_boxes(shape, size):
         yield box, (image.read(*box) if whole is None else whole[:, box.slices[0], box.slices[1]])
-
-
-def viewing_factors(shape: tuple[int, int], *, pixel_size_um: float) -> tuple[int, ...]:
-    """Return source pixels per pixel of each viewing level, finest (≥ 2 µm, or the image itself) first.
-
-    Examples
-    --------
-    >>> viewing_factors((9923, 9272), pixel_size_um=0.688)
-    (3, 6, 12)
-    >>> viewing_factors((600, 569), pixel_size_um=17.0)
-    (1,)
-    """
-    factors = [max(1, int(np.ceil(VIEW_PIXEL_SIZE_UM / pixel_size_um - 1e-6)))]
-    while max(shape) / factors[-1] > VIEW_SMALLEST_PX:
-        factors.append(factors[-1] * 2)
-    return tuple(factors)
-
-
-def viewing_shape(shape: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Return (height, width) of an image reduced by `factor`."""
-    return -(-shape[0] // factor), -(-shape[1] // factor)
-
-
-def viewing_blocks(image: LazyImage, factor: int, *, size: int = 1024) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
-    """Return the blocks (box in level pixels, (channels, y, x) uint8) of the image reduced by area mean.
-
-    16-bit images keep their upper 8 bits. Memory is one block and a few million source pixels.
-    """
-    height, width = image.shape[1], image.shape[2]
-    for box in shard_boxes(viewing_shape((height, width), factor), size):
-        rows = max(1, _READ_PIXELS // (factor * factor * box.shape[1]))
-        strips = []
-        for y0 in range(box.y0, box.y1, rows):
-            y1 = min(y0 + rows, box.y1)
-            source = image.read(y0 * factor, min(y1 * factor, height), box.x0 * factor, min(box.x1 * factor, width))
-            strips.append(_area_mean(source, factor))
-        mean = np.concatenate(strips, axis=1)
-        yield box, (mean / (257 if image.dtype == np.uint16 else 1)).round().astype(np.uint8)
-
-
-def _area_mean(block: Pixels, factor: int) -> NDArray[np.float64]:
-    tops, lefts = (np.arange(0, length, factor) for length in block.shape[1:])
-    sums = np.add.reduceat(np.add.reduceat(block.astype(np.float64), tops, axis=1), lefts, axis=2)
-    tall, wide = (
-        np.minimum(starts + factor, length) - starts
-        for starts, length in zip((tops, lefts), block.shape[1:], strict=True)
-    )
-    mean: NDArray[np.float64] = sums / (tall[:, None] * wide[None, :])
-    return mean

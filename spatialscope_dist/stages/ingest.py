@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialscope_dist.readers.checks import pixel_size_of, study_naming
-from spatialscope_dist.readers.images import LazyImage, open_image, viewing_factors
+from spatialscope_dist.readers.image_views import viewing_factors
+from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.readers.matrix import block_bytes
 from spatialscope_dist.readers.naming import genes_under
 from spatialscope_dist.readers.nuclei_table import read_nuclei_table

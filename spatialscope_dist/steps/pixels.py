@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialscope_dist.readers.images import LazyImage, decoded_blocks, viewing_blocks, viewing_shape
+from spatialscope_dist.readers.image_views import viewing_blocks, viewing_shape
+from spatialscope_dist.readers.images import LazyImage, decoded_blocks
 from spatialscope_dist.store.arrays import create_array, write_region
 
 CHUNK, IMAGE_SHARD, VIEW_SHARD = 256, 2048, 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
@@ -29,6 +30,8 @@ def segment_slide(slide: Slide, workers: Workers) -> dict[str, Any]:
     workers, n_units = _counting(workers)
     prepared = workers(prepare, {"prepare": {"slide": slide}})["prepare"]
     facts = ModelFacts(**prepared["model"])
+    shape = prepared["level"].pop("level_shape")
+    slide = replace(slide, level_shape=tuple(shape), **prepared["level"])
     low, high = slide_percentiles(slide, workers)
     wanted = set(prepared["windows"])
     tasks = slide.grid(facts).tasks(slide.options.tile)
@@ -57,6 +60,8 @@ def segment_slide(slide: Slide, workers: Workers) -> dict[str, Any]:
         "percentiles": [low, high],
         "thresholds": slide.thresholds(facts),
         "scale": slide.scale,
+        "level": slide.level,
+        "level_factor": slide.level_factor,
         "tasks": n_units(),
     }
 

@@ -15,6 +15,7 @@ from spatialscope_dist.geometry.tiles import Box, WindowGrid
 from spatialscope_dist.nuclei.resample import model_scale, model_shape
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.options import SegmentOptions
+from spatialscope_dist.readers.images import LazyImage
 from spatialscope_dist.store.documents import write_bytes
 
 LABEL_SHARD, LABEL_CHUNK = 2048, 512
@@ -46,6 +47,12 @@ class Slide:
         What to do.
     output : str
         Folder for results.
+    level : int
+        Level of the image that is read: the one that suits the model.
+    level_shape : tuple of int or None
+        (height, width) of that level; None for full resolution.
+    level_factor : float
+        Source pixels per pixel of that level.
     """
 
     image: str
@@ -55,6 +62,9 @@ class Slide:
     view_factor: float
     options: SegmentOptions
     output: str
+    level: int = 0
+    level_shape: tuple[int, int] | None = None
+    level_factor: float = 1.0
 
     @property
     def folder(self) -> Path:
@@ -62,13 +72,33 @@ class Slide:
         return Path(self.output)
 
     @property
+    def read_shape(self) -> tuple[int, int]:
+        """Height and width of the level that is read."""
+        return self.level_shape or (self.shape[1], self.shape[2])
+
+    @property
+    def read_scale(self) -> float:
+        """Model pixels per pixel of the level that is read."""
+        return model_scale(self.pixel_size_um * self.level_factor, self.options.model_pixel_size_um)
+
+    @property
     def scale(self) -> float:
         """Model pixels per source pixel."""
-        return model_scale(self.pixel_size_um, self.options.model_pixel_size_um)
+        return self.read_scale / self.level_factor
+
+    @property
+    def n_channels(self) -> int:
+        """Channels that are looked at."""
+        return self.shape[0] if self.options.channel is None else 1
+
+    def read(self, image: LazyImage, box: Box) -> NDArray[np.integer[Any]]:
+        """Return the looked-at channels of a box of the level, (channels, y, x)."""
+        pixels = image.read(*box, level=self.level)
+        return pixels if self.options.channel is None else pixels[self.options.channel][None]
 
     def grid(self, facts: ModelFacts) -> WindowGrid:
         """Return the windows the network sees."""
-        shape = model_shape((self.shape[1], self.shape[2]), self.scale)
+        shape = model_shape(self.read_shape, self.read_scale)
         window = max(WINDOW // facts.align, 4 * facts.halo // facts.align) * facts.align
         return WindowGrid(shape, window=window, halo=facts.halo, align=facts.align)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spatialscope_dist.nuclei.resample import WindowSource
 from spatialscope_dist.nuclei.stardist_model import ModelFacts, load_network, read_model_facts, resolve_model
 from spatialscope_dist.nuclei.suppression import union_bounds
 from spatialscope_dist.nuclei.tissue import tissue_mask, windows_with_tissue
+from spatialscope_dist.readers.image_levels import level_for
 from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.steps.slide_spec import Slide, Workers, mask_at, save_array
 from spatialscope_dist.steps.slide_suppression import PARTS
@@ -40,22 +42,33 @@ def prepare(slide: Slide) -> dict[str, Any]:
         When the model cannot be had or takes another number of channels.
     """
     facts = read_model_facts(resolve_model(slide.options.model))
-    problems = channel_problems(slide.image, slide.shape[0], facts.n_channels)
+    problems = channel_problems(slide.image, slide.shape[0], facts.n_channels, channel=slide.options.channel)
     if problems:
         raise BadInput(problems)
+    slide = at_level(slide)
     grid = slide.grid(facts)
     windows, share = list(range(len(grid))), 1.0
-    if slide.view is not None and slide.options.tissue_mask == "auto" and slide.shape[0] == 3:
+    bright = slide.shape[0] == 3 and slide.options.channel is None
+    if slide.view is not None and slide.options.tissue_mask == "auto" and bright:
         mask = tissue_mask(read_array(Path(slide.view)), pixel_size_um=slide.pixel_size_um * slide.view_factor)
         save_array(slide.folder / "tissue.npy", mask)
         windows = windows_with_tissue(grid, mask, view_pixels_per_model_pixel=1 / (slide.scale * slide.view_factor))
         share = float(mask.mean())
-    return {"model": facts.__dict__, "windows": windows, "tissue_share": share}
+    level = {"level": slide.level, "level_shape": slide.level_shape, "level_factor": slide.level_factor}
+    return {"model": facts.__dict__, "windows": windows, "tissue_share": share, "level": level}
+
+
+def at_level(slide: Slide) -> Slide:
+    """Return the slide with the level of the image to read: the coarsest that is fine enough for the model."""
+    image = open_image(Path(slide.image))
+    number = level_for(image.levels, slide.pixel_size_um, slide.options.model_pixel_size_um)
+    chosen = image.levels[number]
+    return replace(slide, level=number, level_shape=chosen.shape, level_factor=chosen.factor)
 
 
 def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
     """Return the two intensities that become 0 and 1, exact over the whole image or its tissue."""
-    boxes = shard_boxes((slide.shape[1], slide.shape[2]), HISTOGRAM_BOX)
+    boxes = shard_boxes(slide.read_shape, HISTOGRAM_BOX)
     units = {f"histogram_{number:05d}": {"slide": slide, "box": box} for number, box in enumerate(boxes)}
     units = {name: {**arguments, "name": name} for name, arguments in units.items()}
     workers(count_intensities, units)
@@ -66,11 +79,11 @@ def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
 
 def count_intensities(slide: Slide, name: str, box: Box) -> dict[str, Any]:
     """Write the intensity histogram of one box of the image (worker)."""
-    block = open_image(Path(slide.image)).read(*box)
+    block = slide.read(open_image(Path(slide.image)), Box(*box))
     mask = slide.folder / "tissue.npy"
     where = None
     if slide.options.normalise_over == "tissue" and mask.exists():
-        where = mask_at(np.load(mask), Box(*box), slide.view_factor)
+        where = mask_at(np.load(mask), Box(*box), slide.view_factor / slide.level_factor)
     histogram = intensity_histogram(block, where=where)
     save_array(slide.folder / "histograms" / f"{name}.npy", histogram)
     return {"pixels": int(histogram.sum())}
@@ -121,8 +134,8 @@ class _Look:
     def candidates(self, window: Window) -> Candidates:
         """Return the candidates of the window's core."""
         slide = self._slide
-        source = WindowSource(window.box, (slide.shape[1], slide.shape[2]), slide.scale)
-        pixels = normalise(source.resample(self._image.read(*source.region)), self._low, self._high)
+        source = WindowSource(window.box, slide.read_shape, slide.read_scale)
+        pixels = normalise(source.resample(slide.read(self._image, source.region)), self._low, self._high)
         if pixels.shape[0] != self.facts.n_channels:
             pixels = np.repeat(pixels, self.facts.n_channels, axis=0)
         probability, distances = self._network.predict(pixels)

@@ -13,13 +13,9 @@ from PIL import Image
 
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.geometry.tiles import Box
-from spatialscope_dist.readers.images import (
-    decoded_blocks,
-    open_image,
-    viewing_blocks,
-    viewing_factors,
-    viewing_shape,
-)
+from spatialscope_dist.readers.image_levels import level_for
+from spatialscope_dist.readers.image_views import viewing_blocks, viewing_factors, viewing_shape
+from spatialscope_dist.readers.images import decoded_blocks, open_image
 
 RNG = np.random.default_rng(5)
 PIXELS = RNG.integers(0, 256, (3, 300, 420), dtype=np.uint8)
@@ -173,3 +169,64 @@ def test_viewing_blocks__area_mean(tmp_path: Path, factor: int) -> None:
         part = PIXELS[:, y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
         np.testing.assert_allclose(level[:, y, x], part.mean(axis=(1, 2)), atol=0.5)
     assert Box(0, 1, 0, 1).shape == (1, 1)
+
+
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(3, pixels.shape[1] // 2, 2, -1, 2).mean(axis=(2, 4)).astype(np.uint8)
+
+
+def _pyramid_tiff(path: Path) -> None:
+    with tifffile.TiffWriter(path) as file:
+        options = {"photometric": "rgb", "tile": (64, 64)}
+        file.write(HWC, subifds=1, resolution=(1 / 0.125e-4, 1 / 0.125e-4), resolutionunit=3, **options)
+        file.write(_halved(PIXELS).transpose(1, 2, 0), subfiletype=1, **options)
+
+
+def _pyramid_zarr(path: Path) -> None:
+    group = zarr.open_group(str(path), mode="w")
+    for name, pixels in (("0", PIXELS), ("1", _halved(PIXELS))):
+        group.create_array(name, shape=pixels.shape, dtype="uint8", chunks=(3, 64, 64))[...] = pixels
+    axes = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
+    scale = [{"type": "scale", "scale": [1.0, 0.125, 0.125]}]
+    levels = [{"path": name, "coordinateTransformations": scale} for name in "01"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+
+
+@pytest.mark.parametrize(("name", "write"), [("p.tif", _pyramid_tiff), ("p.zarr", _pyramid_zarr)])
+def test_levels__are_read_by_region(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    write(tmp_path / name)
+    image = open_image(tmp_path / name)
+    assert [(level.shape, level.factor) for level in image.levels] == [((300, 420), 1.0), ((150, 210), 2.0)]
+    np.testing.assert_array_equal(image.read(20, 90, 100, 210, level=1), _halved(PIXELS)[:, 20:90, 100:210])
+    assert [level_for(image.levels, 0.125, size) for size in (0.1, 0.125, 0.2, 0.245, 0.25, 2.0)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_levels__a_label_or_macro_picture_is_none(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "p.tif") as file:
+        file.write(HWC, photometric="rgb", subifds=1)
+        file.write(HWC[:150, :100], photometric="rgb", subfiletype=1)
+    assert len(open_image(tmp_path / "p.tif").levels) == 1
+
+
+def test_open_image__transparent_is_white(tmp_path: Path) -> None:
+    rgba = np.concatenate([HWC, np.full((300, 420, 1), 255, np.uint8)], axis=2)
+    rgba[:100, :50] = 0
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(4, 300, 420), dtype="uint8", chunks=(4, 64, 64))
+    array[...] = rgba.transpose(2, 0, 1)
+    expected = PIXELS.copy()
+    expected[:, :100, :50] = 255
+    for name in ("a.png", "a.tif", "a.zarr"):
+        image = open_image(tmp_path / name)
+        assert image.shape == (3, 300, 420)
+        np.testing.assert_array_equal(image.read(0, 300, 0, 420), expected)
+
+
+@pytest.mark.parametrize("n_channels", [2, 4, 7])
+def test_open_image__fluorescence_channels_are_kept(tmp_path: Path, n_channels: int) -> None:
+    planes = RNG.integers(0, 65535, (n_channels, 60, 70), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "f.ome.tif", planes, photometric="minisblack", metadata={"axes": "CYX"})
+    image = open_image(tmp_path / "f.ome.tif")
+    assert image.shape == (n_channels, 60, 70)
+    np.testing.assert_array_equal(image.read(10, 40, 5, 70), planes[:, 10:40, 5:70])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from scipy.spatial import cKDTree
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.options import SegmentOptions
-from spatialscope_dist.readers.images import open_image, viewing_blocks
+from spatialscope_dist.readers.image_views import viewing_blocks
+from spatialscope_dist.readers.images import open_image
 from spatialscope_dist.segment_image import segment_one_image
 from spatialscope_dist.simulate import SimulatedStudy, SimulationSettings, simulate
 from spatialscope_dist.stages.segment import count_cells
 from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_spec import Slide
 from spatialscope_dist.store.arrays import create_array, read_array, write_array, write_region
+
+RNG = np.random.default_rng(8)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,46 @@ def test_segment_slide__grey_image_with_rgb_model(study: SimulatedStudy, tmp_pat
     options = SegmentOptions(model="demo", model_pixel_size_um=0.5)
     slide = Slide(str(tmp_path / "grey.zarr"), grey.shape, 0.5, None, 1.0, options, str(tmp_path / "out"))
     assert segment_slide(slide, _in_process)["windows_predicted"] == 1
+
+
+def test_segment_slide__reads_the_level_that_suits_the_model(
+    study: SimulatedStudy, segmented: Path, tmp_path: Path
+) -> None:
+    fine = study.image.repeat(2, axis=1).repeat(2, axis=2)
+    with tifffile.TiffWriter(tmp_path / "p.tif") as file:
+        for number, pixels in enumerate((fine, study.image)):
+            more = {"subifds": 1} if number == 0 else {"subfiletype": 1}
+            file.write(pixels.transpose(1, 2, 0), photometric="rgb", tile=(256, 256), compression="zlib", **more)
+    options = SegmentOptions(model="demo", model_pixel_size_um=0.5)
+    slide = Slide(str(tmp_path / "p.tif"), fine.shape, 0.25, None, 1.0, options, str(tmp_path / "out"))
+    found = segment_slide(slide, _in_process)
+    assert (found["level"], found["level_factor"], found["scale"]) == (1, 2.0, 0.5)
+    one, other = (pd.read_parquet(folder / "nuclei.parquet") for folder in (slide.folder, segmented))
+    np.testing.assert_allclose(one[["y_px", "x_px"]], 2 * other[["y_px", "x_px"]] + 0.5, atol=1e-3)
+    np.testing.assert_allclose(one["area_um2"], other["area_um2"], rtol=1e-4)
+    assert read_array(slide.folder / "labels.zarr").shape == fine.shape[1:]
+
+
+def test_segment_slide__one_channel_of_a_fluorescence_image(data: Path, tmp_path: Path) -> None:
+    y, x = np.mgrid[0:256, 0:256]
+    centres = [(40, 40), (40, 150), (120, 90), (200, 60), (190, 200)]
+    dapi = sum(60_000 * np.exp(-((((y - cy) ** 2 + (x - cx) ** 2) / 140.0) ** 2)) for cy, cx in centres) + 900
+    planes = np.stack([RNG.integers(0, 60_000, (256, 256)), dapi]).astype(np.uint16)
+    write_array(tmp_path / "f.zarr", planes, axes=("c", "y", "x"))
+    model = str(data.parent / "models" / "fluo_hybrid")
+    for channel, grey in ((1, planes), (None, planes[1:]), (0, (planes[1:] // 257).astype(np.uint8))):
+        folder = tmp_path / f"{channel}"
+        write_array(folder / "f.zarr", grey, axes=("c", "y", "x"))
+        options = SegmentOptions(model=model, model_pixel_size_um=0.5, channel=channel)
+        slide = Slide(str(folder / "f.zarr"), grey.shape, 0.5, None, 1.0, options, str(folder))
+        assert segment_slide(slide, _in_process)["nuclei"] == len(centres)
+        places = pd.read_parquet(folder / "nuclei.parquet")[["y_px", "x_px"]].to_numpy()
+        assert cKDTree(places).query(centres)[0].max() < 3
+    refused = Slide(str(tmp_path / "f.zarr"), planes.shape, 0.5, None, 1.0, options, str(tmp_path / "no"))
+    with pytest.raises(BadInput, match=r"2 channels.*channel"):
+        segment_slide(replace(refused, options=SegmentOptions(model=model)), _in_process)
+    with pytest.raises(BadInput, match="channel 5"):
+        segment_slide(replace(refused, options=SegmentOptions(model=model, channel=5)), _in_process)
 
 
 def test_count_cells__every_spot_is_kept_and_dropped_cells_are_counted(tmp_path: Path) -> None:
