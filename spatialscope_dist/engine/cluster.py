@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 _CONNECT_TIMEOUT_S = 15
+_RESTART_TIMEOUT_S = 15
+_CLOSE_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,22 @@ def open_client(settings: ClusterSettings, *, gpu: bool = False) -> Client:
 
 
 def close_client(client: Client) -> None:
-    """Close the client, and the cluster when it is ours."""
-    cluster = client.cluster
+    """Close the client, and the cluster when it is ours.
+
+    A cluster that is closed just when a dead worker is started anew may wait for ever: the start is waited for,
+    and closing has a limit; what it leaves behind ends with this process.
+    """
+    cluster: Any = client.cluster
+    if cluster is None:
+        client.close()
+        return
+    with contextlib.suppress(TimeoutError):
+        client.wait_for_workers(len(cluster.workers), timeout=_RESTART_TIMEOUT_S)
     client.close()
-    if cluster is not None:
-        cluster.close()
+    try:
+        cluster.close(timeout=_CLOSE_TIMEOUT_S)
+    except TimeoutError:
+        logging.getLogger(__name__).warning("workers did not stop within %d s", _CLOSE_TIMEOUT_S)
 
 
 def _attach(scheduler: str) -> Client:
