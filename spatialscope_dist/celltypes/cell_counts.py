@@ -16,6 +16,9 @@ from scipy.spatial import cKDTree
 _MIN_SHARE = 0.05  # smaller weights are noise of the fit and would pass for diversity
 _NEIGHBOURS = 19
 _DEPTH_RANGE = 3.0
+# The typical spot holds at most this share of the cap (8 of 20 cells at 55 µm): where neighbouring spots have the same
+# composition, diversity says "many cells" without saying how many.
+_TYPICAL_SHARE = 0.4
 
 
 def estimate_cell_counts(
@@ -42,7 +45,7 @@ def estimate_cell_counts(
     shares = compositions(weights)
     relative = np.clip(type_depths / max(float(np.mean(type_depths)), 1e-300), 1 / _DEPTH_RANGE, _DEPTH_RANGE)
     amount = np.maximum(totals, 1) / (shares @ relative)
-    mean_cells = diversity_cells(shares, points, max_cells=max_cells)
+    mean_cells = min(diversity_cells(shares, points, max_cells=max_cells), max(1.0, _TYPICAL_SHARE * max_cells))
     centre = np.exp(np.median(np.log(amount)))
     return np.asarray(np.clip(np.rint(mean_cells * amount / centre), 1, max_cells), np.int64)
 

@@ -66,3 +66,10 @@ def test_place_cells__inside_the_spot_and_by_key():
     gaps = np.linalg.norm(found[:12, None] - found[None, :12], axis=2) + np.eye(12) * 99
     assert gaps.min() > 8
     assert np.array_equal(place_cells(centres[:1], n_cells[:1], keys[:1], radius_um=27.5), found[:12])
+
+
+def test_estimate_cell_counts__same_composition_everywhere_does_not_fill_the_cap():
+    points = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), axis=-1).reshape(-1, 2) * 100
+    shares = np.full((100, 4), 0.25)
+    found = estimate_cell_counts(np.full(100, 2000), shares, points, np.ones(4), max_cells=20)
+    assert (found == 8).all()
