@@ -152,3 +152,13 @@ def test_refuse__a_run_that_goes_on_needs_only_the_rest(tmp_path: Path, monkeypa
     (tmp_path / "work" / "stored").write_bytes(b"x" * 500)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=450))
     pipeline.refuse_what_does_not_fit(planned, SETTINGS, tmp_path)
+
+
+def test_report_inputs__hold_the_names_the_page_shows(folder: Path) -> None:
+    keys = []
+    for name in ("t", "other"):
+        file = folder / "study.toml"
+        file.write_text(file.read_text().replace("name = 't'", f"name = '{name}'"))
+        context = pipeline._context(study_in(folder), SETTINGS, Events())
+        keys.append(pipeline._key(pipeline.stage_module("report"), context, "study"))
+    assert keys[0] != keys[1]

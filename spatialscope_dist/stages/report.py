@@ -49,6 +49,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
         "skipped": {stage: ledger.skips(stage) for stage in _BEFORE},
         "options": context.study.options.model_dump(mode="json"),
         "seed": context.study.seed,
+        "names": [context.study.name, *(section.name for section in context.study.sections)],
     }
 
 
