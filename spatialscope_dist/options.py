@@ -29,7 +29,10 @@ class SegmentOptions(StageOptions):
 
     model: str = Field(
         "2D_versatile_he",
-        description="name of an official StarDist 2D model, or path of a StarDist model folder, or 'demo'",
+        description="official StarDist 2D name, StarDist folder, 'demo', 'watershed', or package.module:object",
+    )
+    backend: Literal["tensorflow", "torch"] = Field(
+        "tensorflow", description="what runs StarDist weights; torch: the same nuclei, and GPU workers need no other"
     )
     model_pixel_size_um: float = Field(
         0.25, gt=0, description="µm per pixel the model was trained at; the image is rescaled to it"

@@ -83,7 +83,7 @@ def check(study: Study) -> list[str]:
     BadInput
         With every problem found in any input.
     """
-    from spatialscope_dist.nuclei.stardist_model import model_problems
+    from spatialscope_dist.nuclei.window_models import model_problems
     from spatialscope_dist.readers.checks import study_problems
 
     problems, warnings = study_problems(study)

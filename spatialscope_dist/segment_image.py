@@ -17,13 +17,13 @@ from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.nuclei.checks import image_problems
-from spatialscope_dist.nuclei.stardist_model import model_folder, model_problems
+from spatialscope_dist.nuclei.window_models import model_files, model_framework, model_problems
 from spatialscope_dist.options import SegmentOptions
 from spatialscope_dist.readers.image_views import viewing_factors, viewing_shape
 from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.steps.pixels import store_image, store_view
 from spatialscope_dist.steps.slide import segment_slide
-from spatialscope_dist.steps.slide_spec import FRAMEWORK, LABEL_CHUNK, VIEW_PIXELS, Slide
+from spatialscope_dist.steps.slide_spec import LABEL_CHUNK, VIEW_PIXELS, Slide
 from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.frames import read_frame, write_frame
 from spatialscope_dist.store.ledger import Units, content_key
@@ -62,11 +62,11 @@ def segment_one_image(
         raise BadInput(problems)
     work = out.resolve().parent / f".{out.name}.{_work_key(image, size, options)[:16]}"
     units = Units(work / "units")
-    pool = Pool(cluster, Events())
+    pool, framework = Pool(cluster, Events()), model_framework(options.model, options.backend)
     try:
 
         def workers(function: Any, arguments: dict[str, dict[str, Any]]) -> dict[str, Any]:
-            return pool.map(function, arguments, ledger_units=units, framework=FRAMEWORK)
+            return pool.map(function, arguments, ledger_units=units, framework=framework)
 
         slide = _slide(opened, size, options, work, workers)
         found = segment_slide(slide, workers)
@@ -89,8 +89,8 @@ def _options(model: str, tile: int | None) -> SegmentOptions:
 
 def _work_key(image: Path, pixel_size_um: float, options: SegmentOptions) -> str:
     stat = image.stat()
-    folder = model_folder(options.model)
-    weights = sorted(folder.iterdir()) if folder is not None else []
+    files = model_files(options.model)
+    weights = [] if files is None else sorted(files.iterdir()) if files.is_dir() else [files]
     marks = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights if path.is_file()]
     parts = {"image": str(image.resolve()), "size": stat.st_size, "time": stat.st_mtime_ns, "pixel": pixel_size_um}
     return content_key("segment-image", 2, {**parts, "model": marks, "options": options.model_dump(mode="json")})

@@ -1,6 +1,7 @@
 """StarDist models: resolved by name or folder, described without TensorFlow, run window by window.
 
-The only place that imports tensorflow, and only when a window is predicted.
+The only place that imports tensorflow, and only when a window is predicted; `torch_model` runs the
+same weights without it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.nuclei.candidates import BORDER
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
@@ -49,6 +51,8 @@ class ModelFacts:
         The model's own optimum.
     n_filters : int
         Feature maps of the first level: what memory is projected from.
+    border : int
+        Model pixels at the border of the image that propose nothing.
     """
 
     folder: str
@@ -59,6 +63,7 @@ class ModelFacts:
     prob_threshold: float
     nms_threshold: float
     n_filters: int
+    border: int = 0
 
 
 def model_folder(model: str) -> Path | None:
@@ -117,6 +122,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         prob_threshold=float(thresholds["prob"]),
         nms_threshold=float(thresholds["nms"]),
         n_filters=int(config["unet_n_filter_base"]),
+        border=BORDER * max(config["grid"]),
     )
 
 
@@ -165,6 +171,13 @@ def _network_reachable() -> bool:
 
 def _no_network(model: str, where: str) -> Problem:
     return Problem(where, f"'{model}', not on this machine, and no network to fetch it", "a reachable model", REMEDY)
+
+
+class Predictor(Protocol):
+    """A network that looks at a window, whatever framework runs it."""
+
+    def predict(self, window: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return probability (rows, columns) and distances (rows, columns, rays) of a (channels, y, x) window."""
 
 
 class Network:

@@ -12,11 +12,11 @@ import pandas as pd
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_most_probable
 from spatialscope_dist.nuclei.checks import image_problems
-from spatialscope_dist.nuclei.stardist_model import OFFICIAL, model_folder, model_problems
+from spatialscope_dist.nuclei.window_models import model_files, model_framework, model_problems
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_costs import projected_disk_bytes, projected_peak_bytes, projected_tasks
-from spatialscope_dist.steps.slide_spec import FRAMEWORK, VIEW_PIXELS, Slide
+from spatialscope_dist.steps.slide_spec import VIEW_PIXELS, Slide
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, write_frame
 
@@ -48,10 +48,10 @@ def skip_reason(context: Context, item: str) -> str | None:
 def inputs(context: Context, item: str) -> dict[str, Any]:
     """Return what the nuclei depend on: the section, the model's content, the options but for the tile."""
     options = context.study.options.segment
-    folder = None if options.model in OFFICIAL else model_folder(options.model)
+    files = model_files(options.model)
     return {
         "ingest": context.upstream_key("ingest", item),
-        "model": options.model if folder is None else context.ledger.file_hash(folder),
+        "model": options.model if files is None else context.ledger.file_hash(files),
         "options": options.model_dump(mode="json", exclude={*_NOT_CONTENT, "model"}),
         "spot_diameter_um": context.study.section(item).diameter_um,
     }
@@ -84,9 +84,10 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         raise BadInput(problems)
     slide = _slide(context, item, ingest=ingest, section=section, output=output)
     units = context.ledger.units(NAME, item, output)
+    framework = model_framework(options.model, options.backend)
 
     def workers(function: Any, arguments: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        return context.pool.map(function, arguments, ledger_units=units, framework=FRAMEWORK)
+        return context.pool.map(function, arguments, ledger_units=units, framework=framework, gpu=framework == "torch")
 
     metrics = segment_slide(slide, workers)
     spot = {"diameter_um": section["spot_diameter_um"], "cap": options.max_cells_per_spot}

@@ -19,7 +19,6 @@ from spatialscope_dist.readers.images import LazyImage
 from spatialscope_dist.store.documents import write_bytes
 
 LABEL_SHARD, LABEL_CHUNK = 2048, 512
-FRAMEWORK = "tensorflow"
 WINDOW = 1024
 VIEW_PIXELS = 16_000_000
 

@@ -14,15 +14,16 @@ from spatialscope_dist.nuclei.candidates import (
     Candidates,
     beyond_sight,
     concatenate,
+    owned_candidates,
     polygon_bounds,
-    window_candidates,
 )
 from spatialscope_dist.nuclei.checks import channel_problems
 from spatialscope_dist.nuclei.normalise import histogram_percentiles, intensity_histogram, normalise
 from spatialscope_dist.nuclei.resample import WindowSource
-from spatialscope_dist.nuclei.stardist_model import ModelFacts, load_network, read_model_facts, resolve_model
+from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.nuclei.suppression import union_bounds
 from spatialscope_dist.nuclei.tissue import tissue_mask, windows_with_tissue
+from spatialscope_dist.nuclei.window_models import load_model, model_facts
 from spatialscope_dist.readers.image_levels import level_for
 from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.steps.slide_spec import Slide, Workers, mask_at, save_array
@@ -41,7 +42,7 @@ def prepare(slide: Slide) -> dict[str, Any]:
     BadInput
         When the model cannot be had or takes another number of channels.
     """
-    facts = read_model_facts(resolve_model(slide.options.model))
+    facts = model_facts(slide.options.model)
     problems = channel_problems(slide.image, slide.shape[0], facts.n_channels, channel=slide.options.channel)
     if problems:
         raise BadInput(problems)
@@ -123,10 +124,9 @@ class _Look:
     """A model and an image, opened once for all windows of a task."""
 
     def __init__(self, slide: Slide, low: float, high: float) -> None:
-        folder = resolve_model(slide.options.model)
-        self.facts: ModelFacts = read_model_facts(folder)
+        self._model = load_model(slide.options.model, slide.options.backend)
+        self.facts: ModelFacts = self._model.facts
         self.grid = slide.grid(self.facts)
-        self._network = load_network(str(folder))
         self._image: LazyImage = open_image(Path(slide.image))
         self._slide, self._low, self._high = slide, low, high
         self._threshold = slide.thresholds(self.facts)[0]
@@ -136,7 +136,7 @@ class _Look:
         slide = self._slide
         source = WindowSource(window.box, slide.read_shape, slide.read_scale)
         pixels = normalise(source.resample(slide.read(self._image, source.region)), self._low, self._high)
-        if pixels.shape[0] != self.facts.n_channels:
+        if pixels.shape[0] != self.facts.n_channels:  # grey for a model of colours
             pixels = np.repeat(pixels, self.facts.n_channels, axis=0)
-        probability, distances = self._network.predict(pixels)
-        return window_candidates(probability, distances, window=window, grid=self.grid, threshold=self._threshold)
+        found = self._model.propose(pixels, threshold=self._threshold)
+        return owned_candidates(found, window=window, grid=self.grid, border=self.facts.border)

@@ -86,6 +86,24 @@ def test_segment_slide__same_bytes_for_two_tiles_and_orders(
     assert not (slide.folder / "candidates").exists()
 
 
+@pytest.mark.parametrize(("model", "backend"), [("watershed", "tensorflow"), ("demo", "torch")])
+def test_segment_slide__same_bytes_for_two_tiles_with_another_model(
+    study: SimulatedStudy, segmented: Path, tmp_path: Path, model: str, backend: str
+) -> None:
+    found = []
+    for tile, order in ((1024, _in_process), (4096, _in_process_backwards)):
+        slide = _slide(study, tmp_path / str(tile), tile=tile)
+        options = slide.options.model_copy(update={"model": model, "backend": backend})
+        segment_slide(replace(slide, options=options), order)
+        found.append(slide.folder)
+    assert _digests(found[0]) == _digests(found[1])
+    one, planted = pd.read_parquet(found[0] / "nuclei.parquet"), study.nuclei.centres_um
+    assert (cKDTree(one[["y_um", "x_um"]]).query(planted)[0] < 3.0).mean() > 0.7
+    if backend == "torch":
+        other = pd.read_parquet(segmented / "nuclei.parquet")
+        np.testing.assert_allclose(one[["y_px", "x_px"]], other[["y_px", "x_px"]], atol=1e-2)
+
+
 def test_segment_slide__finds_the_planted_nuclei(study: SimulatedStudy, segmented: Path) -> None:
     found = pd.read_parquet(segmented / "nuclei.parquet")[["y_um", "x_um"]].to_numpy()
     planted = study.nuclei.centres_um
