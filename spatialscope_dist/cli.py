@@ -173,15 +173,12 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a section with known truth, run everything, print the accuracy."""
-    from spatialscope_dist.simulate import SimulationSettings, simulate, write_study
+    from spatialscope_dist.simulate import SimulationSettings, write_once
 
-    if not (folder / "study.toml").exists():
-        write_study(
-            simulate(SimulationSettings() if spots is None else SimulationSettings(n_spots=spots), seed=seed), folder
-        )
-    _run(
-        _study(folder, None, None), _cluster(workers, memory_limit, None, None), first=None, until=None, as_json=as_json
-    )
+    settings = SimulationSettings() if spots is None else SimulationSettings(n_spots=spots)
+    write_once(settings, folder, seed=seed)
+    cluster = _cluster(workers, memory_limit, None, None)
+    _run(_study(folder, None, None), cluster, first=None, until=None, as_json=as_json)
 
 
 @app.command("segment-image")
@@ -242,7 +239,11 @@ def _run(study: Study, cluster: ClusterSettings, *, first: str | None, until: st
     from spatialscope_dist.console import progress, show_summary
 
     with progress(as_json=as_json) as events:
-        summary = pipeline.run(study, cluster, events, first=first, until=until)
+        try:
+            summary = pipeline.run(study, cluster, events, first=first, until=until)
+        except SpatialScopeError as error:
+            events.emit("error", text=str(error), exit_code=error.exit_code)
+            raise
         events.emit(
             "summary",
             stages=summary.stages,

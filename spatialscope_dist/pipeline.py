@@ -18,7 +18,7 @@ from spatialscope_dist.publishing import publish
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage, StageOutcome
 from spatialscope_dist.store.ledger import Entry, Ledger, content_key
-from spatialscope_dist.store.place import Place, require_writable
+from spatialscope_dist.store.place import Place, held, require_writable
 from spatialscope_dist.study import Facts, Study
 
 _PUBLISH_AFTER = ("identify", "decompose")
@@ -147,6 +147,8 @@ def run(
         When memory or disk do not suffice; nothing is written then.
     StageFailed
         When a stage cannot finish; what it had committed is kept.
+    StoreError
+        When another run is writing to the same folder.
     """
     chosen = _between(first, until)
     for warning in check(study):
@@ -156,6 +158,11 @@ def run(
     context = _context(study, settings, events)
     context.pool.connect()
     require_writable(study.output)
+    with held(study.output):
+        return _run_stages(context, chosen, planned)
+
+
+def _run_stages(context: Context, chosen: Sequence[str], planned: dict[str, dict[str, int]]) -> Summary:
     _keep_to_the_study(context)
     _require_earlier(context, STAGES[: STAGES.index(chosen[0])])
     if chosen == ["report"]:

@@ -67,8 +67,10 @@ def test_status__of_a_study_never_run(tmp_path: Path) -> None:
 
 def test_run__unknown_stage_is_exit_2_and_names_the_stages(tmp_path: Path) -> None:
     given.write_sound_study(tmp_path, image=False)
-    done = spatialscope("run", tmp_path, "--output", tmp_path / "out", "--until", "segmentation")
+    done = spatialscope("run", tmp_path, "--output", tmp_path / "out", "--until", "segmentation", "--json")
     assert done.returncode == 2
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("error", 2)
     assert "'segmentation'" in done.stderr
     assert "ingest, align, segment" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from spatialscope_dist.errors import BadInput
 from spatialscope_dist.simulate import (
     SimulatedStudy,
     SimulationSettings,
     draw_histology,
     draw_labels,
     simulate,
+    write_once,
     write_study,
 )
 from spatialscope_dist.simulate.settings import LAYER_COMPOSITION, TYPE_NAMES
@@ -176,3 +178,12 @@ def test_write_study__files_agree_with_each_other(study: SimulatedStudy, tmp_pat
     assert listed[0] == "ligand,receptor"
     assert all(f"{pair['ligand']},{pair['receptor']}" in listed for pair in pairs)
     assert 'truth = "truth.h5ad"' in path.read_text()
+
+
+def test_write_once__goes_on_with_the_same_study_and_refuses_another(tmp_path: Path) -> None:
+    settings = SimulationSettings(n_spots=7)
+    file = write_once(settings, tmp_path, seed=1)
+    before = file.stat().st_mtime_ns
+    assert write_once(settings, tmp_path, seed=1).stat().st_mtime_ns == before
+    with pytest.raises(BadInput, match="seed 1.*seed 2"):
+        write_once(settings, tmp_path, seed=2)

@@ -86,7 +86,7 @@ def open_client(settings: ClusterSettings, *, gpu: bool = False) -> Client:
 
     dask.config.set(
         {
-            "distributed.scheduler.allowed-failures": 10,
+            "distributed.scheduler.allowed-failures": 3,
             "distributed.scheduler.worker-ttl": "15m",
             "distributed.scheduler.no-workers-timeout": "15m",
             "distributed.worker.multiprocessing-method": "spawn",

@@ -8,7 +8,7 @@ from spatialscope_dist.simulate.histology import draw_histology, draw_labels
 from spatialscope_dist.simulate.settings import SimulationSettings
 from spatialscope_dist.simulate.study import SimulatedStudy, simulate
 from spatialscope_dist.simulate.tissue import Nuclei, scatter_nuclei
-from spatialscope_dist.simulate.writing import write_study
+from spatialscope_dist.simulate.writing import write_once, write_study
 
 __all__ = [
     "Nuclei",
@@ -18,5 +18,6 @@ __all__ = [
     "draw_labels",
     "scatter_nuclei",
     "simulate",
+    "write_once",
     "write_study",
 ]

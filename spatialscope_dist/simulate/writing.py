@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from spatialscope_dist.simulate.settings import TYPE_NAMES
+from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.simulate.settings import TYPE_NAMES, SimulationSettings
 
 if TYPE_CHECKING:
     from spatialscope_dist.simulate.study import SimulatedStudy
 
 TRUTH_SCALE = "true counts of every planted cell before capture, on the platform of the reference"
 
+HEADLINE = "# A simulated section with known truth: {n_spots} spots, seed {seed}; written by `spatialscope demo`."
 STUDY_TOML = """\
-# A simulated section with known truth (seed {seed}); written by `spatialscope demo`.
+{headline}
 [study]
 name = "demo"
 seed = {seed}
@@ -47,6 +49,25 @@ pairs = "pairs.csv"
 """
 
 
+def write_once(settings: SimulationSettings, folder: Path, *, seed: int) -> Path:
+    """Return the path of study.toml in ``folder`` after simulating and writing the study, unless it is there already.
+
+    Raises
+    ------
+    BadInput
+        When the folder holds another study.
+    """
+    from spatialscope_dist.simulate.study import simulate
+
+    file, headline = folder / "study.toml", HEADLINE.format(n_spots=settings.n_spots, seed=seed)
+    if not file.exists():
+        return write_study(simulate(settings, seed=seed), folder)
+    found = file.read_text(encoding="utf-8").partition("\n")[0]
+    if found != headline:
+        raise BadInput(Problem(str(file), found.lstrip("# "), headline.lstrip("# "), "Give another folder."))
+    return file
+
+
 def write_study(simulated: SimulatedStudy, folder: Path) -> Path:
     """Return the path of study.toml after writing the whole study into ``folder``, made when missing.
 
@@ -64,7 +85,10 @@ def write_study(simulated: SimulatedStudy, folder: Path) -> Path:
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     settings = simulated.settings
     text = STUDY_TOML.format(
-        seed=simulated.seed, pixel_size_um=settings.pixel_size_um, spot_diameter_um=settings.spot_diameter_um
+        headline=HEADLINE.format(n_spots=settings.n_spots, seed=simulated.seed),
+        seed=simulated.seed,
+        pixel_size_um=settings.pixel_size_um,
+        spot_diameter_um=settings.spot_diameter_um,
     )
     (folder / "study.toml").write_text(text)
     return folder / "study.toml"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.errors import BadInput, Problem, StoreError
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,22 @@ def require_writable(root: Path) -> None:
     except OSError as error:
         remedy = "Give a folder you may write with --output DIR, or free space."
         raise BadInput(Problem(str(root), str(error), "a writable output folder", remedy)) from error
+
+
+@contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Hold the output folder for one run; a killed process lets go of it.
+
+    Raises
+    ------
+    StoreError
+        When another run holds it.
+    """
+    lock = root / "ledger" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"{root}: another run is writing here. Wait for it, or give another --output.") from error
+        yield

@@ -7,7 +7,7 @@ import pytest
 from spatialscope_dist.errors import BadInput, StoreError
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.ledger import Entry, Ledger, content_key
-from spatialscope_dist.store.place import require_writable
+from spatialscope_dist.store.place import held, require_writable
 from spatialscope_dist.store.publish import finish_switch, switch_in
 
 
@@ -85,3 +85,10 @@ def test_switch_in__a_kill_leaves_the_old_or_the_new(tmp_path: Path, cut: str) -
         switch_in(fresh, target)
         assert not old.exists()
     assert (target / "content").read_text() == "new"
+
+
+def test_held__second_run_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(StoreError, match="another run is writing"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
