@@ -48,6 +48,7 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     copied, where the file system allows it.
     """
     import anndata
+    import dask
     import spatialdata
     from zarr.errors import ZarrUserWarning
 
@@ -69,7 +70,8 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     if sources.segment is not None:
         elements["shapes"]["nucleus_polygons"] = _polygons(sources.segment, scale)
         elements["labels"] = {"nuclei": _empty_labels(sources.segment, scale)}
-    with anndata.settings.override(auto_shard_zarr_v3=True), warnings.catch_warnings():
+    here = dask.config.set(scheduler="synchronous")  # a worker's task must not wait for tasks of its own
+    with here, anndata.settings.override(auto_shard_zarr_v3=True), warnings.catch_warnings():
         # Zarr remarks on consolidated metadata and on the parquet files SpatialData keeps inside its store.
         warnings.simplefilter("ignore", ZarrUserWarning)
         spatialdata.SpatialData(**elements).write(fresh)
@@ -145,8 +147,8 @@ def _cells_table(sources: SectionSources, cells: pd.DataFrame) -> Any:
         table = anndata.AnnData(obs=obs)
     else:
         var = pd.DataFrame(_panel_columns(sources), index=sources.genes)
-        table = anndata.AnnData(read_array(sources.decompose / "mean.zarr"), obs=obs, var=var)
-        table.layers["sd"] = read_array(sources.decompose / "sd.zarr")
+        table = anndata.AnnData(_lazy(sources.decompose / "mean.zarr"), obs=obs, var=var)
+        table.layers["sd"] = _lazy(sources.decompose / "sd.zarr")
         by_spot = read_frame(sources.decompose / "spots.parquet").set_index("spot_id")["status"]
         failed = cells["spot_id"].map(by_spot).fillna("ok").to_numpy(str)
         table.obs["status"] = np.where(failed == "ok", status, failed)
@@ -157,6 +159,14 @@ def _cells_table(sources: SectionSources, cells: pd.DataFrame) -> Any:
         return _annotate(table, "cell_centres", "cell_id")
     table.obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
     return _annotate(table, "nucleus_polygons", "nucleus_id")
+
+
+def _lazy(path: Path) -> Any:
+    """Return an array that is read shard by shard when it is written elsewhere."""
+    import dask.array
+
+    array = open_array(path)
+    return dask.array.from_array(array, chunks=array.shards or array.chunks)
 
 
 def _panel_columns(sources: SectionSources) -> dict[str, Any]:
