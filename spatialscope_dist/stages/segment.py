@@ -21,7 +21,7 @@ from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, write_frame
 
 NAME = "segment"
-VERSION = 2
+VERSION = 3
 _NOT_CONTENT = {"tile", "warn_pixel_size_um", "max_pixel_size_um"}
 
 

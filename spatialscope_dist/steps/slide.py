@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
-from spatialscope_dist.steps.slide_nuclei import settle_nuclei
+from spatialscope_dist.steps.slide_audit import audit_borders, edge_summary
+from spatialscope_dist.steps.slide_nuclei import paint_labels_of, settle_nuclei
 from spatialscope_dist.steps.slide_spec import Slide, Workers
 from spatialscope_dist.steps.slide_suppression import suppress_in_rounds
 from spatialscope_dist.steps.slide_windows import predict_windows, prepare, slide_percentiles
@@ -44,15 +45,20 @@ def segment_slide(slide: Slide, workers: Workers) -> dict[str, Any]:
     predicted = workers(predict_windows, units)
     bounds = {name: done["bounds"] for name, done in predicted.items() if done["candidates"]}
     rounds, n_rounds = suppress_in_rounds(slide, workers, bounds, threshold=slide.thresholds(facts)[1])
-    settled = settle_nuclei(slide, workers, rounds, n_rays=facts.n_rays)
+    settled, bands = settle_nuclei(slide, workers, rounds, facts=facts)
+    painted = paint_labels_of(slide, workers, bands, grid=slide.grid(facts))
+    audit = audit_borders(slide, workers, sorted(wanted), bands, stretch=(low, high))
     shutil.rmtree(slide.folder / "candidates", ignore_errors=True)
     counted = {
         total: sum(done[total] for done in predicted.values())
         for total in ("candidates", "windows_widened", "candidates_beyond_wide_halo")
     }
+    audit |= {**edge_summary(painted), "nuclei_crossing_cores": settled.pop("crossing")}
+    counted["nuclei_beyond_halo"] = settled.pop("beyond_halo")
     return {
         **settled,
         **counted,
+        "border_audit": audit,
         "windows": len(slide.grid(facts)),
         "windows_predicted": len(wanted),
         "suppression_rounds": n_rounds,

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialscope_dist.geometry.tiles import Box, shard_boxes
-from spatialscope_dist.nuclei.candidates import Candidates
+from spatialscope_dist.geometry.tiles import Box, WindowGrid, shard_boxes
+from spatialscope_dist.nuclei.border_audit import EdgeCounts, core_lines, crosses_cores, edge_counts
+from spatialscope_dist.nuclei.candidates import Candidates, polygon_bounds
 from spatialscope_dist.nuclei.paint import overlaps_box, paint_labels
 from spatialscope_dist.nuclei.polygons import Nuclei, in_canonical_order, join_nuclei, trace_nuclei
+from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.steps.slide_spec import LABEL_CHUNK, LABEL_SHARD, Slide, Workers, save_array
 from spatialscope_dist.steps.slide_suppression import load_kept
 from spatialscope_dist.store.arrays import create_array, write_region
@@ -27,9 +29,30 @@ BAND_ROWS = 2048
 BATCH_ROWS = 16_384
 
 
-def settle_nuclei(slide: Slide, workers: Workers, rounds: dict[str, int], *, n_rays: int) -> dict[str, Any]:
-    """Return what was found; leaves nuclei.parquet, polygons.zarr and labels.zarr in the slide's folder."""
-    blocks = {f"trace_{name}": {"slide": slide, "name": name, "last": last} for name, last in sorted(rounds.items())}
+#: Number of a band, how many nuclei it holds, the id before its first, and the rows its polygons touch.
+Band = dict[str, Any]
+
+
+def settle_nuclei(
+    slide: Slide, workers: Workers, rounds: dict[str, int], *, facts: ModelFacts
+) -> tuple[dict[str, Any], list[Band]]:
+    """Return what was found and where it lies; leaves nuclei.parquet and polygons.zarr in the slide's folder.
+
+    Parameters
+    ----------
+    slide : Slide
+        Its `candidates` folder holds the blocks.
+    workers : callable
+        Runs the units.
+    rounds : dict
+        The round of each block's final state.
+    facts : ModelFacts
+        Rays and halo of the model.
+    """
+    blocks = {
+        f"trace_{name}": {"slide": slide, "name": name, "last": last, "grid": slide.grid(facts)}
+        for name, last in sorted(rounds.items())
+    }
     traced = workers(trace_block, blocks)
     members: dict[int, list[str]] = {}
     for unit, arguments in blocks.items():
@@ -41,21 +64,23 @@ def settle_nuclei(slide: Slide, workers: Workers, rounds: dict[str, int], *, n_r
     for unit, arguments in units.items():
         first = bands[-1]["first"] + bands[-1]["nuclei"] if bands else 0
         bands.append({"band": arguments["band"], "first": first, **sorted_bands[unit]})
-    written = workers(write_nuclei, {"write": {"slide": slide, "bands": bands, "n_rays": n_rays}})["write"]
-    _paint(slide, bands, workers)
-    return {"nuclei": sum(band["nuclei"] for band in bands), **written}
+    written = workers(write_nuclei, {"write": {"slide": slide, "bands": bands, "n_rays": facts.n_rays}})["write"]
+    counts = {name: sum(done[name] for done in traced.values()) for name in ("nuclei", "crossing", "beyond_halo")}
+    return {**counts, **written}, bands
 
 
-#: Number of a band, how many nuclei it holds, the id before its first, and the rows its polygons touch.
-Band = dict[str, Any]
-
-
-def trace_block(slide: Slide, name: str, last: int) -> dict[str, Any]:
+def trace_block(slide: Slide, name: str, last: int, grid: WindowGrid) -> dict[str, Any]:
     """Write the outlines of a block's survivors (worker)."""
-    found = trace_nuclei(load_kept(slide.folder / "candidates", name, last), scale=slide.scale)
+    kept = load_kept(slide.folder / "candidates", name, last)
+    found = trace_nuclei(kept, scale=slide.scale)
     _save(slide.folder / "candidates" / name, found)
     numbers, counts = np.unique(_bands(found, slide.shape[1]), return_counts=True)
-    return {"nuclei": len(found), "bands": dict(zip(map(str, numbers.tolist()), counts.tolist(), strict=True))}
+    return {
+        "nuclei": len(found),
+        "crossing": int(crosses_cores(polygon_bounds(kept), grid).sum()),
+        "beyond_halo": int((kept.distances > grid.halo).any(axis=1).sum()),
+        "bands": dict(zip(map(str, numbers.tolist()), counts.tolist(), strict=True)),
+    }
 
 
 def _bands(found: Nuclei, height: int) -> NDArray[np.int64]:
@@ -67,7 +92,7 @@ def sort_band(slide: Slide, band: int, names: list[str]) -> dict[str, Any]:
     """Write the nuclei of one band in canonical order (worker)."""
     parts = []
     for name in names:
-        found = _load(slide.folder / "candidates" / name)
+        found = load_traced(slide, name)
         parts.append(found.take(np.flatnonzero(_bands(found, slide.shape[1]) == band)))
     nuclei = in_canonical_order(parts)
     _save(slide.folder / "candidates" / f"band{band:05d}", nuclei)
@@ -80,9 +105,10 @@ def _save(path: Path, found: Nuclei) -> None:
         save_array(path.with_name(f"{path.name}.traced_{part}.npy"), getattr(found, part))
 
 
-def _load(path: Path) -> Nuclei:
-    parts = Nuclei.__dataclass_fields__
-    return Nuclei(*(np.load(path.with_name(f"{path.name}.traced_{part}.npy"), mmap_mode="r") for part in parts))
+def load_traced(slide: Slide, name: str) -> Nuclei:
+    """Return the nuclei of a block or band, left on disk until used."""
+    path, parts = slide.folder / "candidates", Nuclei.__dataclass_fields__
+    return Nuclei(*(np.load(path / f"{name}.traced_{part}.npy", mmap_mode="r") for part in parts))
 
 
 def write_nuclei(slide: Slide, bands: list[Band], n_rays: int) -> dict[str, Any]:
@@ -114,7 +140,7 @@ def _batches(slide: Slide, bands: list[Band], n_rays: int) -> Iterator[Nuclei]:
     none = Candidates(np.empty((0, 2), np.int32), np.empty((0, n_rays), np.float32), np.empty(0, np.float32))
     waiting = trace_nuclei(none, scale=1.0)
     for band in bands:
-        found = _load(slide.folder / "candidates" / f"band{band['band']:05d}")
+        found = load_traced(slide, f"band{band['band']:05d}")
         waiting = join_nuclei([waiting, found])
         while len(waiting) >= BATCH_ROWS:
             yield waiting.take(slice(0, BATCH_ROWS))
@@ -137,7 +163,8 @@ def _frame(nuclei: Nuclei, um: float, *, first: int) -> pd.DataFrame:
     )
 
 
-def _paint(slide: Slide, bands: list[Band], workers: Workers) -> None:
+def paint_labels_of(slide: Slide, workers: Workers, bands: list[Band], *, grid: WindowGrid) -> list[dict[str, Any]]:
+    """Return the results of all shards; leaves labels.zarr in the slide's folder."""
     shape = slide.shape[1], slide.shape[2]
     labels = slide.folder / "labels.zarr"
     if not (labels / "zarr.json").exists():
@@ -146,23 +173,24 @@ def _paint(slide: Slide, bands: list[Band], workers: Workers) -> None:
     units = {}
     for number, box in enumerate(shard_boxes(shape, LABEL_SHARD)):
         near = [band for band in bands if band["rows"][0] < box.y1 + 1 and band["rows"][1] >= box.y0 - 1]
-        units[f"paint_{number:05d}"] = {"slide": slide, "box": box, "bands": near}
-    workers(paint_shard, units)
+        units[f"paint_{number:05d}"] = {"slide": slide, "box": box, "bands": near, "grid": grid}
+    return list(workers(paint_shard, units).values())
 
 
-def paint_shard(slide: Slide, box: Box, bands: list[Band]) -> dict[str, Any]:
-    """Write one shard of the label image (worker)."""
+def paint_shard(slide: Slide, box: Box, bands: list[Band], grid: WindowGrid) -> dict[str, Any]:
+    """Write one shard of the label image; return how often outlines cut core borders in it (worker)."""
     box = Box(*box)
     found, ids = [], [np.empty(0, np.int64)]
     for band in bands:
-        nuclei = _load(slide.folder / "candidates" / f"band{band['band']:05d}")
+        nuclei = load_traced(slide, f"band{band['band']:05d}")
         near = overlaps_box(nuclei.polygons, box)
         found.append(nuclei.take(near))
         ids.append(band["first"] + near + 1)
     numbers = np.concatenate(ids)
     if len(numbers) == 0:
-        return {"nuclei": 0}
+        return {"nuclei": 0, "edges": EdgeCounts()}
     together = join_nuclei(found)
     labels = paint_labels(together.polygons, numbers, rank=together.paint_rank, box=box)
     write_region(slide.folder / "labels.zarr", box.slices, labels)
-    return {"nuclei": len(numbers)}
+    lines = core_lines(grid.rows, slide.scale), core_lines(grid.columns, slide.scale)
+    return {"nuclei": len(numbers), "edges": edge_counts(labels, box, *lines)}

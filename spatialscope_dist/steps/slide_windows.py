@@ -96,7 +96,7 @@ def predict_windows(slide: Slide, name: str, windows: list[int], low: float, hig
     A window with an object that reaches past what it saw is looked at again with a wider halo;
     which windows those are depends on the image only, not on the task.
     """
-    look = _Look(slide, low, high)
+    look = Look(slide, low, high)
     parts, wider = [], []
     for index in windows:
         window = look.grid[index]
@@ -120,7 +120,7 @@ def predict_windows(slide: Slide, name: str, windows: list[int], low: float, hig
     }
 
 
-class _Look:
+class Look:
     """A model and an image, opened once for all windows of a task."""
 
     def __init__(self, slide: Slide, low: float, high: float) -> None:

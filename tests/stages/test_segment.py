@@ -86,6 +86,34 @@ def test_segment_slide__same_bytes_for_two_tiles_and_orders(
     assert not (slide.folder / "candidates").exists()
 
 
+def test_segment_slide__audits_the_borders_of_cores(study: SimulatedStudy, tmp_path: Path) -> None:
+    audit = segment_slide(_slide(study, tmp_path), _in_process)["border_audit"]
+    assert (audit["shifted_windows"], audit["shifted_agreement"]) == (1, 1.0)
+    assert audit["nuclei_crossing_cores"] > 5
+    assert audit["straight_edge_score"] == pytest.approx(1.0, abs=3 * audit["straight_edge_error"])
+
+
+def test_segment_slide__an_object_larger_than_the_halo_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bright_nuclei.py").write_text(
+        "from scipy import ndimage\n"
+        "from spatialscope_dist.nuclei.window_models import LabelModel, label_facts\n"
+        "model = LabelModel(label_facts(n_channels=1, halo=32), lambda pixels: ndimage.label(pixels[0] > 0.5)[0])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    y, x = np.mgrid[0:300, 0:1100]
+    image = (200 * ((y - 150) ** 2 + (x - 985) ** 2 < 60**2)).astype(np.uint8)[None]
+    write_array(tmp_path / "i.zarr", image, axes=("c", "y", "x"))
+    options = SegmentOptions(model="bright_nuclei:model")
+    slide = Slide(str(tmp_path / "i.zarr"), image.shape, 0.25, None, 1.0, options, str(tmp_path / "out"))
+    found = segment_slide(slide, _in_process)
+    assert (found["nuclei"], found["windows_widened"], found["candidates_beyond_wide_halo"]) == (1, 1, 0)
+    assert found["nuclei_beyond_halo"] == 1
+    labels = read_array(slide.folder / "labels.zarr")
+    assert 2 * ((labels > 0) & (image[0] > 0)).sum() / ((labels > 0).sum() + (image > 0).sum()) > 0.97
+
+
 @pytest.mark.parametrize(("model", "backend"), [("watershed", "tensorflow"), ("demo", "torch")])
 def test_segment_slide__same_bytes_for_two_tiles_with_another_model(
     study: SimulatedStudy, segmented: Path, tmp_path: Path, model: str, backend: str
