@@ -87,14 +87,16 @@ def decide_block(
     """
     state = standing.state.copy()
     examine = partial(_kept, standing, distances_of=distances_of, threshold=threshold, max_per_call=max_per_call)
-    while (undecided := state == UNDECIDED).any() and (undecided & own).any():
-        waiting = hanging(replace(standing, state=state), own)
-        free = undecided & own & ~waiting
+    while ((state == UNDECIDED) & own).any():
+        cells, shape = _raster(standing.bounds, (state == UNDECIDED) & own)
+        free = (state == UNDECIDED) & own & ~hanging(replace(standing, state=state), own)
         if free.any():
+            kept = _meeting(cells, np.flatnonzero(state == KEPT), np.flatnonzero(free), shape)
             state[free] = DROPPED
-            kept = examine(np.flatnonzero((state == KEPT) | free))
-            state[kept] = KEPT
-        overlapped = _overlapped(np.flatnonzero(state == KEPT), np.flatnonzero(state == UNDECIDED), examine)
+            state[examine(np.concatenate([kept, np.flatnonzero(free)]))] = KEPT
+        rows, kept = np.flatnonzero((state == UNDECIDED) & own), np.flatnonzero(state == KEPT)
+        rows = _meeting(cells, rows, kept, shape)
+        overlapped = _overlapped(cells, rows, _meeting(cells, kept, rows, shape), shape, examine)
         state[overlapped] = DROPPED
         if len(overlapped) == 0:
             break
@@ -102,17 +104,46 @@ def decide_block(
 
 
 def _overlapped(
-    kept: NDArray[np.int64], rows: NDArray[np.int64], examine: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    cells: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    shape: NDArray[np.int64],
+    examine: Callable[[NDArray[np.int64]], NDArray[np.int64]],
 ) -> NDArray[np.int64]:
-    # A pass lets the rows drop one another too. Rows that survive it overlap no kept candidate and leave;
-    # when none survives, the kept candidates alone have dropped what is left.
-    while len(rows):
-        survivors = examine(np.concatenate([kept, rows]))
-        left = np.setdiff1d(rows, survivors)
-        if len(left) == len(rows):
-            break
-        rows = left
-    return rows
+    """Return those of `rows` that a stronger kept candidate overlaps.
+
+    A pass lets all that take part drop one another, so rows go in groups that cannot meet: their
+    boxes lie within the raster and share no cell. A row that lies on more than 64 others waits.
+    """
+    colours = _colour(cells[rows], np.zeros(shape, np.uint64))
+    found = [rows[:0]]
+    for colour in range(colours.max(initial=-1) + 1):
+        group = rows[colours == colour]
+        found.append(np.setdiff1d(group, examine(np.concatenate([kept, group]))))
+    return np.concatenate(found)
+
+
+def _meeting(
+    cells: NDArray[np.int64], rows: NDArray[np.int64], others: NDArray[np.int64], shape: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return those of `rows` that share a cell with any of `others`."""
+    touching: NDArray[np.bool_] = _touch(cells[rows], cells[others], np.zeros(shape, np.bool_))
+    return rows[touching]
+
+
+def _raster(bounds: NDArray[np.int32], within: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return first and last row and column of cells of each box, (n, 4), and the raster's shape.
+
+    The raster covers the boxes of `within`; cells beyond it are cut off. Polygons that overlap
+    there share a cell.
+    """
+    low, high = np.split(union_bounds(bounds[within])[[0, 2, 1, 3]], 2)
+    cell = max(CELL_PX, int((high - low).max()) // MAX_CELLS + 1)
+    cells = (bounds.astype(np.int64) - low[[0, 0, 1, 1]]) // cell
+    shape = (high - low) // cell + 1
+    cells[:, [0, 2]] = np.maximum(cells[:, [0, 2]], 0)
+    cells[:, [1, 3]] = np.minimum(cells[:, [1, 3]], shape - 1)
+    return cells, shape
 
 
 def _kept(
@@ -139,14 +170,29 @@ def hanging(standing: Standing, own: NDArray[np.bool_]) -> NDArray[np.bool_]:
     rows = np.flatnonzero(undecided)
     if not (undecided & ~own).any() or not (undecided & own).any():
         return result
-    low, high = np.split(union_bounds(standing.bounds[undecided & own])[[0, 2, 1, 3]], 2)
-    cell = max(CELL_PX, int((high - low).max()) // MAX_CELLS + 1)
+    cells, shape = _raster(standing.bounds, undecided & own)
     rows = rows[canonical_order(standing.points[rows], standing.probability[rows])]
-    y0, y1, x0, x1 = standing.bounds[rows].T
-    cells = np.stack([y0 - low[0], y1 - low[0], x0 - low[1], x1 - low[1]], axis=1) // cell
-    shape = (high - low) // cell + 1
-    result[rows] = _spread(cells.astype(np.int64), ~own[rows], np.zeros(shape, np.bool_))
+    result[rows] = _spread(cells[rows], ~own[rows], np.zeros(shape, np.bool_))
     return result
+
+
+# Boxes are cut to the raster: one that lies beside it has its last row or column before its first and no cells.
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _any(raster: NDArray[np.bool_], box: NDArray[np.int64]) -> bool:  # pragma: no cover
+    for y in range(box[0], box[1] + 1):
+        for x in range(box[2], box[3] + 1):
+            if raster[y, x]:
+                return True
+    return False
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _stamp(raster: NDArray[np.bool_], box: NDArray[np.int64]) -> None:  # pragma: no cover
+    for y in range(box[0], box[1] + 1):
+        for x in range(box[2], box[3] + 1):
+            raster[y, x] = True
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -155,12 +201,42 @@ def _spread(
 ) -> NDArray[np.bool_]:  # pragma: no cover
     result = np.zeros(len(cells), np.bool_)
     for row in range(len(cells)):
-        y0, y1 = max(cells[row, 0], 0), min(cells[row, 1], stamped.shape[0] - 1)
-        x0, x1 = max(cells[row, 2], 0), min(cells[row, 3], stamped.shape[1] - 1)
-        beside = y1 < y0 or x1 < x0
-        result[row] = foreign[row] or (not beside and stamped[y0 : y1 + 1, x0 : x1 + 1].any())
-        if result[row] and not beside:
-            stamped[y0 : y1 + 1, x0 : x1 + 1] = True
+        result[row] = foreign[row] or _any(stamped, cells[row])
+        if result[row]:
+            _stamp(stamped, cells[row])
+    return result
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _touch(
+    cells: NDArray[np.int64], others: NDArray[np.int64], stamped: NDArray[np.bool_]
+) -> NDArray[np.bool_]:  # pragma: no cover
+    for row in range(len(others)):
+        _stamp(stamped, others[row])
+    result = np.zeros(len(cells), np.bool_)
+    for row in range(len(cells)):
+        result[row] = _any(stamped, cells[row])
+    return result
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _colour(cells: NDArray[np.int64], taken: NDArray[np.uint64]) -> NDArray[np.int64]:  # pragma: no cover
+    result = np.full(len(cells), -1, np.int64)
+    one = np.uint64(1)
+    for row in range(len(cells)):
+        y0, y1, x0, x1 = cells[row]
+        used = np.uint64(0)
+        for y in range(y0, y1 + 1):
+            for x in range(x0, x1 + 1):
+                used |= taken[y, x]
+        colour = 0
+        while colour < 64 and (used >> np.uint64(colour)) & one:
+            colour += 1
+        if colour < 64:
+            result[row] = colour
+            for y in range(y0, y1 + 1):
+                for x in range(x0, x1 + 1):
+                    taken[y, x] |= one << np.uint64(colour)
     return result
 
 

@@ -108,7 +108,7 @@ def _in_blocks(candidates: Candidates, block_of: np.ndarray, *, max_rounds: int 
     raise AssertionError("undecided candidates are left")
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("size", [25, 90, 1000])
 def test_decide_block__rounds_over_any_blocks_equal_one_pass(seed: int, size: int) -> None:
     candidates = _candidates(400, seed)
