@@ -29,7 +29,7 @@ class SegmentOptions(StageOptions):
 
     model: str = Field(
         "2D_versatile_he",
-        description="official StarDist 2D name, StarDist folder, 'demo', 'watershed', or package.module:object",
+        description="official StarDist 2D name, StarDist folder, 'demo', 'watershed', or 'plugin:NAME'",
     )
     backend: Literal["tensorflow", "torch"] = Field(
         "tensorflow", description="what runs StarDist weights; torch: the same nuclei, and GPU workers need no other"

@@ -9,12 +9,14 @@ the nuclei of any model are the same for every tile and worker count, as long as
 depends on the pixels of the window alone.
 
 Built in: StarDist folders and official names, `watershed` (a classical method that needs no
-weights). Own models: `model = "package.module:object"`, where the object is a `LabelModel` or
-anything with `facts` and `propose`; the module's file is part of the result's key.
+weights). Own models: `model = "plugin:NAME"`, NAME being an entry point of an installed package in
+the group `spatialscope_dist.window_models` that gives a `LabelModel` or anything with `facts` and
+`propose`. A study file can thus choose among installed models but never name code to run; the
+module's file is part of the result's key.
 
 Examples
 --------
-A plug-in is a few lines in a module on the Python path::
+A plug-in is a few lines in an installed package::
 
     from spatialscope_dist.nuclei.window_models import LabelModel, label_facts
 
@@ -22,16 +24,20 @@ A plug-in is a few lines in a module on the Python path::
         return my_labels(pixels)            # (y, x) integers, 0 = background
 
     model = LabelModel(label_facts(n_channels=3, halo=96), find)
+
+and in its pyproject.toml::
+
+    [project.entry-points."spatialscope_dist.window_models"]
+    mine = "my_package.my_module:model"
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +53,8 @@ from spatialscope_dist.nuclei.watershed import watershed_labels
 WATERSHED = "watershed"
 N_RAYS = 32
 LABEL_OVERLAP = 0.3
-_PLUG_IN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+PLUG_INS = "spatialscope_dist.window_models"
+_PREFIX = "plugin:"
 _STEP = 0.5
 
 
@@ -150,8 +157,8 @@ _WATERSHED = LabelModel(label_facts(n_channels=3, halo=96), watershed_labels)
 
 
 def is_plug_in(model: str) -> bool:
-    """Return whether a model choice names an object of a Python module."""
-    return _PLUG_IN.fullmatch(model) is not None
+    """Return whether a model choice names a plug-in."""
+    return model.startswith(_PREFIX)
 
 
 def model_files(model: str) -> Path | None:
@@ -159,7 +166,8 @@ def model_files(model: str) -> Path | None:
     if model == WATERSHED or model in OFFICIAL:
         return None
     if is_plug_in(model):
-        spec = _spec(model)
+        entry = _entry(model)
+        spec = None if entry is None else importlib.util.find_spec(entry.module)
         return None if spec is None or spec.origin is None else Path(spec.origin)
     return stardist_model.model_folder(model)
 
@@ -169,16 +177,18 @@ def model_problems(model: str, *, where: str = "[segment] model") -> list[Proble
     if model == WATERSHED:
         return []
     if is_plug_in(model):
-        expected = "an importable module"
-        return [] if _spec(model) else [Problem(where, f"'{model}': no such module", expected, "Put it on PYTHONPATH.")]
+        return [] if _entry(model) else [_no_plug_in(model, where)]
     return stardist_model.model_problems(model, where=where)
 
 
-def _spec(model: str) -> Any:
-    try:
-        return importlib.util.find_spec(model.partition(":")[0])
-    except ModuleNotFoundError:
-        return None
+def _entry(model: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=PLUG_INS, name=model.removeprefix(_PREFIX))), None)
+
+
+def _no_plug_in(model: str, where: str) -> Problem:
+    names = sorted(entry_points(group=PLUG_INS).names)
+    expected = f"an installed one ({', '.join(names) or 'there are none'})"
+    return Problem(where, f"no plug-in {model!r}", expected, "Install the package that has it, or correct the name.")
 
 
 def model_framework(model: str, backend: str) -> str | None:
@@ -198,7 +208,7 @@ def load_model(model: str, backend: str = "tensorflow") -> WindowModel:
     if model == WATERSHED:
         return _WATERSHED
     if is_plug_in(model):
-        return _imported(model)
+        return _plugged_in(model)
     folder = resolve_model(model)
     return _StarDist(read_model_facts(folder), _network(folder, backend))
 
@@ -224,11 +234,13 @@ def model_facts(model: str) -> ModelFacts:
     return read_model_facts(resolve_model(model))
 
 
-def _imported(model: str) -> WindowModel:
-    module, _, name = model.partition(":")
+def _plugged_in(model: str) -> WindowModel:
+    entry = _entry(model)
+    if entry is None:
+        raise BadInput(_no_plug_in(model, "[segment] model"))
     try:
-        found: WindowModel = getattr(importlib.import_module(module), name)
+        found: WindowModel = entry.load()
     except (ImportError, AttributeError) as error:
-        problem = Problem("[segment] model", f"'{model}' ({error})", "an importable object", "Correct the name.")
+        problem = Problem("[segment] model", f"{model!r} ({error})", "an importable object", "Mend its package.")
         raise BadInput(problem) from error
     return found

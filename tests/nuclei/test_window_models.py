@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from spatialscope_dist.nuclei.window_models import (
     model_framework,
     model_problems,
 )
+from tests.plug_ins import install_plug_in
 
 
 def _ellipses(seed: int) -> np.ndarray:
@@ -76,23 +76,24 @@ def test_watershed__bright_nuclei_of_a_grey_image_and_a_blank_one() -> None:
     assert not watershed_labels(np.full((3, 64, 64), 0.5, np.float32)).any()
 
 
-def test_load_model__an_object_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_nuclei.py").write_text(
-        "from spatialscope_dist.nuclei.window_models import LabelModel, label_facts\n"
-        "model = LabelModel(label_facts(n_channels=1, halo=20), lambda pixels: (pixels[0] > 0.5).astype(int))\n"
+def test_load_model__a_plug_in_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_plug_in(
+        tmp_path, "mine", "LabelModel(label_facts(n_channels=1, halo=20), lambda pixels: (pixels[0] > 0.5).astype(int))"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    name = "my_nuclei:model"
-    assert model_problems(name) == []
-    assert model_files(name) == tmp_path / "my_nuclei.py"
-    assert model_framework(name, "tensorflow") is None
-    assert (model_facts(name).n_channels, model_facts(name).halo) == (1, 32)
+    assert model_problems("plugin:mine") == []
+    assert model_files("plugin:mine") == tmp_path / "mine_nuclei.py"
+    assert model_framework("plugin:mine", "tensorflow") is None
+    assert (model_facts("plugin:mine").n_channels, model_facts("plugin:mine").halo) == (1, 32)
     pixels = np.zeros((1, 64, 64), np.float32)
     pixels[0, 20:30, 20:40] = 1
-    found = load_model(name).propose(pixels, threshold=0.0)
-    assert len(found) == 1
-    with pytest.raises(BadInput, match="nothing_there"):
-        load_model("my_nuclei:nothing_there")
-    (problem,) = model_problems("no_such_module:model")
-    assert "no such module" in problem.found
-    sys.modules.pop("my_nuclei", None)
+    assert len(load_model("plugin:mine").propose(pixels, threshold=0.0)) == 1
+    (problem,) = model_problems("plugin:other")
+    assert "installed one (mine)" in problem.expected
+    with pytest.raises(BadInput, match="plugin:other"):
+        load_model("plugin:other")
+
+
+def test_model_problems__a_study_cannot_name_code_to_run() -> None:
+    (problem,) = model_problems("os:system")
+    assert "os:system" in problem.found

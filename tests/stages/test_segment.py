@@ -26,6 +26,7 @@ from spatialscope_dist.stages.segment import count_cells
 from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_spec import Slide
 from spatialscope_dist.store.arrays import create_array, read_array, write_array, write_region
+from tests.plug_ins import install_plug_in
 
 RNG = np.random.default_rng(8)
 
@@ -96,16 +97,14 @@ def test_segment_slide__audits_the_borders_of_cores(study: SimulatedStudy, tmp_p
 def test_segment_slide__an_object_larger_than_the_halo_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "bright_nuclei.py").write_text(
-        "from scipy import ndimage\n"
-        "from spatialscope_dist.nuclei.window_models import LabelModel, label_facts\n"
-        "model = LabelModel(label_facts(n_channels=1, halo=32), lambda pixels: ndimage.label(pixels[0] > 0.5)[0])\n"
+    install_plug_in(
+        tmp_path, "bright", "LabelModel(label_facts(n_channels=1, halo=32), lambda p: ndimage.label(p[0] > 0.5)[0])"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     y, x = np.mgrid[0:300, 0:1100]
     image = (200 * ((y - 150) ** 2 + (x - 985) ** 2 < 60**2)).astype(np.uint8)[None]
     write_array(tmp_path / "i.zarr", image, axes=("c", "y", "x"))
-    options = SegmentOptions(model="bright_nuclei:model")
+    options = SegmentOptions(model="plugin:bright")
     slide = Slide(str(tmp_path / "i.zarr"), image.shape, 0.25, None, 1.0, options, str(tmp_path / "out"))
     found = segment_slide(slide, _in_process)
     assert (found["nuclei"], found["windows_widened"], found["candidates_beyond_wide_halo"]) == (1, 1, 0)
