@@ -1,0 +1,85 @@
+"""What the segmentation benchmarks share: where data and weights are, StarDist on one thread, how results are kept."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.he_mosaic import PIXEL_SIZE_UM
+
+HERE = Path(__file__).parent
+COMMAND = Path(sys.executable).with_name("spatialscope")
+PERCENTILES = 1, 99.8
+GIB = 1 << 30
+
+
+def data_folder() -> Path:
+    """Return the folder of real data."""
+    folder = os.environ.get("SPATIALSCOPE_DATA")
+    if not folder:
+        sys.exit("SPATIALSCOPE_DATA is not set: real data is not available")
+    return Path(folder)
+
+
+def model_folder() -> Path:
+    """Return the StarDist weights beside the data."""
+    return data_folder().parent / "models" / "he_hybrid"
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write a result with where it comes from."""
+    packages = ("stardist", "tensorflow-cpu", "numpy", "tifffile", "zarr", "dask")
+    about = {
+        "command": " ".join(["python -m benchmarks.segmentation", *sys.argv[1:]]),
+        "commit": commit(),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "python": sys.version.split()[0],
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+        "model": model_folder().name,
+    }
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"segmentation_{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
+
+
+def commit() -> str:
+    """Return the commit that is measured: of this checkout, or BENCHMARK_COMMIT where it is an exported one."""
+    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return os.environ.get("BENCHMARK_COMMIT") or shown.stdout.strip()
+
+
+def load_stardist() -> Any:
+    """Return StarDist's own model on one thread."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+    from stardist.models import StarDist2D
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return StarDist2D(None, name=model_folder().name, basedir=str(model_folder().parent))
+
+
+def normalised(pixels: Any) -> Any:
+    """Return pixels, (y, x, c), whose percentiles over all channels together are 0 and 1."""
+    from csbdeep.utils import normalize
+
+    return normalize(pixels, *PERCENTILES, axis=(0, 1, 2))
+
+
+def slide_of(image: Path, folder: Path, *, tile: int = 2048) -> Any:
+    """Return the slide of an image as `segment-image` makes it."""
+    from spatialscope_dist.options import SegmentOptions
+    from spatialscope_dist.readers.images import open_image
+    from spatialscope_dist.segment_image import view_image
+    from spatialscope_dist.steps.slide_spec import Slide
+
+    factor = 8
+    view_image(str(image), str(folder / "view.zarr"), factor)
+    options = SegmentOptions(model=str(model_folder()), tile=tile)
+    shape = open_image(image).shape
+    return Slide(str(image), shape, PIXEL_SIZE_UM, str(folder / "view.zarr"), float(factor), options, str(folder))
