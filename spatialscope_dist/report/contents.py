@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialscope_dist.report import wording
+from spatialscope_dist.report.borders import border_block
 from spatialscope_dist.report.charts import (
     draw_costs,
     draw_energy,
@@ -39,7 +40,7 @@ def build_page(study: StudyView) -> Page:
     blocks = [_overview(study), *_accuracy(study)]
     for section in study.sections:
         blocks += _section(section, study, styles)
-    blocks += [*_types(study, styles), *_expression(study), *_interactions(study), *_genes(study)]
+    blocks += [*border_block(study), *_types(study, styles), *_expression(study), *_interactions(study), *_genes(study)]
     blocks += [_quarantine(study), _costs(study), _settings(study)]
     subtitle = f"spatialscope_dist {study.version}, seed {study.seed}"
     return Page(f"Single cells of {study.name}", subtitle, _cards(study), blocks)

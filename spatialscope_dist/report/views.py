@@ -85,6 +85,7 @@ class SectionView:
     energy: Sequence[float] = ()
     residuals: Array | None = None
     confidence: Array | None = None
+    segment: Mapping[str, Any] = field(default_factory=dict)
     identify: Mapping[str, Any] = field(default_factory=dict)
     decompose: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)

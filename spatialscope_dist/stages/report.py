@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spatialscope_dist.report.views import StageView, StudyView
 
 NAME = "report"
-VERSION = 1
+VERSION = 2
 
 _PROCESS_BYTES = 420 << 20  # a Python worker with NumPy, SciPy, pandas, zarr and matplotlib
 _BEFORE = STAGES[: STAGES.index(NAME)]

@@ -92,6 +92,7 @@ def view_section(folders: SectionFolders, *, limits: Limits, marker: str | None)
         energy=[float(value) for value in identify.get("energy", [])],
         residuals=None if folders.decompose is None else _column(folders.decompose / "spots.parquet", "residual"),
         confidence=None if cells is None or "confidence" not in cells else cells["confidence"].to_numpy(np.float64),
+        segment={} if folders.segment is None else read_json(folders.segment / "summary.json"),
         identify=identify,
         decompose={} if folders.decompose is None else read_json(folders.decompose / "summary.json"),
     )

@@ -12,6 +12,7 @@ from spatialscope_dist.steps.slide_windows import HISTOGRAM_BOX
 
 # Measured with the official architecture.
 NETWORK_MAPS = 110  # float32 values held per model pixel of a window
+WIDE_WINDOW = WINDOW + 4 * 96  # a window looked at again for an object larger than the halo
 CANDIDATES_PER_MM2, CANDIDATE_BYTES, BATCH_BYTES = 150_000, 400, 150_000_000
 NUCLEI_PER_MM2, NUCLEUS_BYTES = 5_000, 1_000
 VIEW_BYTES = 40  # per pixel of the view while the tissue mask is made
@@ -23,7 +24,7 @@ def projected_peak_bytes(shape: tuple[int, ...], pixel_size_um: float, options: 
     channels, height, width = shape
     scale = model_scale(pixel_size_um, options.model_pixel_size_um)
     area_mm2 = height * width * (pixel_size_um / 1000) ** 2
-    network = WINDOW * WINDOW * 4 * NETWORK_MAPS
+    network = WIDE_WINDOW**2 * 4 * NETWORK_MAPS
     window_source = int((WINDOW / scale + 4) ** 2 * channels * 12)
     block_mm2 = min(area_mm2, ((options.tile + WINDOW) * options.model_pixel_size_um / 1000) ** 2)
     suppression = int(block_mm2 * CANDIDATES_PER_MM2 * CANDIDATE_BYTES) + BATCH_BYTES

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from spatialscope_dist.report.borders import border_block
 from spatialscope_dist.report.charts import draw_costs, draw_energy, draw_interactions, draw_training
 from spatialscope_dist.report.contents import build_page, duration
 from spatialscope_dist.report.drawing import extent_of, figure, map_axes, round_length, to_png
@@ -324,3 +325,21 @@ def test_finished_run__report_and_accuracy(finished: Any) -> None:
     text = Path(finished.summary["report"]).read_text(encoding="utf-8")
     assert "Ligand-receptor interactions" in text
     assert json.loads(json.dumps(accuracy)) == accuracy
+
+
+def test_border_block__a_row_per_segmented_section() -> None:
+
+    audit = {"straight_edge_score": 0.98, "straight_edge_error": 0.05, "nuclei_crossing_cores": 12}
+    audit |= {"shifted_agreement": None, "shifted_nuclei": 0}
+    summary = {
+        "border_audit": audit,
+        "windows": 9,
+        "windows_predicted": 4,
+        "nuclei_beyond_halo": 1,
+        "windows_widened": 2,
+    }
+    spots = pd.DataFrame({"y_um": [0.0], "x_um": [0.0], "total_counts": [3]})
+    sections = [SectionView("a", 55.0, 1, spots, segment=summary), SectionView("b", 55.0, 1, spots)]
+    (block,) = border_block(StudyView("s", 0, "0.1.0", [], sections, []))
+    (row,) = block.tables[0].rows
+    assert row == ["a", "4 of 9", "12", "0.98 ± 0.05", "–", "1 (2 windows looked at again)"]
