@@ -75,6 +75,7 @@ def _segment(simulated: SimulatedStudy, folders: SectionFolders) -> None:
     frame["y_px"], frame["x_px"] = nuclei.centres_um[order].T / size
     write_frame(folders.segment / "nuclei.parquet", frame)
     write_array(folders.segment / "polygons.zarr", polygons, axes=("nucleus", "ray", "axis"))
+    write_json(folders.segment / "summary.json", {"nuclei": len(frame)})
 
 
 def _cells(simulated: SimulatedStudy) -> np.ndarray:
