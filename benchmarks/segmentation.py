@@ -136,10 +136,10 @@ def measure_slide(size: int, folder: Path, *, limit_s: float | None = None) -> d
 
 
 def flatness(rows: dict[str, Any]) -> dict[str, Any]:
-    """Return the largest over the smallest peak, of workers and of the driver, over finished slides."""
+    """Return the largest over the smallest peak of finished slides, nothing when fewer than two finished."""
     done = [row for row in rows.values() if row["finished"]]
     names = ("peak_rss_worker_mib", "peak_rss_driver_mib", "peak_rss_together_mib")
-    peaks = {name: [row[name] for row in done] for name in names if done}
+    peaks = {name: [row[name] for row in done] for name in names if len(done) > 1}
     return {f"{name}_ratio": round(max(values) / min(values), 3) for name, values in peaks.items()}
 
 
