@@ -102,7 +102,7 @@ def held(root: Path) -> Iterator[None]:
     """
     lock = root / "ledger" / "lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
+    with lock.open("a") as handle:  # leaves the file as it is: a run with nothing to do writes nothing
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
