@@ -139,14 +139,6 @@ class Pool:
         cost, self.cost = self.cost, Cost()
         return cost
 
-    def worker_pids(self) -> list[int]:
-        """Return the process ids of the running workers."""
-        if self._client is None:
-            return []
-        import os
-
-        return sorted(self._client.run(os.getpid).values())
-
     def _open(self, framework: str | None, gpu: bool) -> Client:  # noqa: FBT001
         ours = self.settings.scheduler is None
         if self._client is not None and ours and framework != "any" and self._kind != (framework, gpu):
