@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 _SAMPLE = 2000
-_SLACK = 1.0 + 1e-9  # the tree rounds differently from _square_distances; the exact test comes after
+_CHUNK = 1 << 16
+_SLACK = 1.0 + 1e-9  # the tree rounds differently from our squares; the exact test comes after
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,12 @@ class Graph:
     Attributes
     ----------
     indptr : (nodes + 1,), start of each row
-    indices : (2·edges,), neighbour of each half-edge
+    indices : (2·edges,) int32, neighbour of each half-edge
     radius_um : largest distance of two neighbours; 0 when the graph is not a radius graph
     """
 
     indptr: NDArray[np.int64]
-    indices: NDArray[np.int64]
+    indices: NDArray[np.int32]
     radius_um: float = 0.0
 
     @property
@@ -51,22 +53,25 @@ def radius_graph(points: NDArray[np.float64], *, mean_degree: float) -> Graph:
 
     Notes
     -----
-    Neighbourhood of SpatialScope's Potts prior, eq. (5), with Euclidean distance.
+    Neighbourhood of SpatialScope's Potts prior, eq. (5), with Euclidean distance. Pairs are looked up
+    for some cells at a time, so memory is a few times that of the graph.
     """
     n_nodes = len(points)
     wanted = min(int(np.ceil(mean_degree * n_nodes / 2.0)), n_nodes * (n_nodes - 1) // 2)
     if wanted == 0:
-        return Graph(np.zeros(n_nodes + 1, np.int64), np.zeros(0, np.int64))
+        return Graph(np.zeros(n_nodes + 1, np.int64), np.zeros(0, np.int32))
     tree = cKDTree(points)
-    radius = _first_radius(tree, points, mean_degree)
-    while True:
-        pairs = _pairs_within(tree, radius)
-        if len(pairs) >= wanted:
-            break
-        radius *= 1.5
-    squares = _square_distances(points, pairs)
-    limit = float(np.partition(squares, wanted - 1)[wanted - 1])
-    return _from_pairs(pairs[squares <= limit], n_nodes, radius_um=float(np.sqrt(limit)))
+    radius, limit = _first_radius(tree, points, mean_degree), None
+    while limit is None:
+        limit = _square_of_pair(tree, points, radius, wanted)
+        radius *= 1.5 if limit is None else 1.0
+    degrees, parts = [], []
+    for low, rows, columns, squares in _pairs_within(tree, points, radius):
+        near = squares <= limit
+        rows, columns = rows[near], columns[near]
+        degrees.append(np.bincount(rows - low, minlength=min(_CHUNK, n_nodes - low)))
+        parts.append(columns[np.lexsort((columns, rows))].astype(np.int32))
+    return Graph(_starts(degrees), np.concatenate(parts), radius_um=float(np.sqrt(limit)))
 
 
 def quotient_graph(graph: Graph, group: NDArray[np.int64], *, n_groups: int) -> Graph:
@@ -75,14 +80,25 @@ def quotient_graph(graph: Graph, group: NDArray[np.int64], *, n_groups: int) -> 
     Parameters
     ----------
     graph : graph of the members
-    group : (nodes,), group of each member
+    group : (nodes,), group of each member, ascending
     n_groups : number of groups; empty ones become isolated nodes
     """
-    rows = np.repeat(group, np.diff(graph.indptr))
-    columns = group[graph.indices]
-    between = rows < columns
-    codes = np.unique(rows[between] * np.int64(n_groups) + columns[between])
-    return _from_pairs(np.stack([codes // n_groups, codes % n_groups], axis=1), n_groups)
+    degrees, parts = [], [np.zeros(0, np.int32)]
+    for low in range(0, n_groups, _CHUNK):
+        high = min(low + _CHUNK, n_groups)
+        first, last = np.searchsorted(group, [low, high])
+        ends = graph.indptr[first : last + 1]
+        rows = np.repeat(group[first:last], np.diff(ends))
+        columns = group[graph.indices[ends[0] : ends[-1]]]
+        between = rows != columns
+        codes = np.unique((rows[between] - low) * np.int64(n_groups) + columns[between])
+        degrees.append(np.bincount(codes // n_groups, minlength=high - low))
+        parts.append((codes % n_groups).astype(np.int32))
+    return Graph(_starts(degrees), np.concatenate(parts))
+
+
+def _starts(degrees: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *degrees]))]).astype(np.int64)
 
 
 def _first_radius(tree: cKDTree, points: NDArray[np.float64], mean_degree: float) -> float:
@@ -97,22 +113,24 @@ def _first_radius(tree: cKDTree, points: NDArray[np.float64], mean_degree: float
     return max(float(np.sqrt((extent**2).sum())) / len(points), 1e-6)
 
 
-def _pairs_within(tree: cKDTree, radius: float) -> NDArray[np.int64]:
-    pairs = tree.query_pairs(radius * _SLACK, output_type="ndarray")
-    return np.asarray(pairs, np.int64).reshape(-1, 2)
+def _square_of_pair(tree: cKDTree, points: NDArray[np.float64], radius: float, rank: int) -> float | None:
+    """Return the square of the distance of the rank-th closest pair, None when fewer lie within the radius."""
+    pairs = _pairs_within(tree, points, radius)
+    found = np.concatenate([squares[rows < columns] for _, rows, columns, squares in pairs])
+    if len(found) < rank:
+        return None
+    found.partition(rank - 1)
+    return float(found[rank - 1])
 
 
-def _square_distances(points: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    squares = np.zeros(len(pairs))
-    for axis in range(points.shape[1]):
-        squares += (points[pairs[:, 0], axis] - points[pairs[:, 1], axis]) ** 2
-    return squares
-
-
-def _from_pairs(pairs: NDArray[np.int64], n_nodes: int, *, radius_um: float = 0.0) -> Graph:
-    rows = np.concatenate([pairs[:, 0], pairs[:, 1]])
-    columns = np.concatenate([pairs[:, 1], pairs[:, 0]])
-    order = np.lexsort((columns, rows))
-    indptr = np.zeros(n_nodes + 1, np.int64)
-    np.cumsum(np.bincount(rows, minlength=n_nodes), out=indptr[1:])
-    return Graph(indptr, columns[order].astype(np.int64), radius_um=radius_um)
+def _pairs_within(
+    tree: cKDTree, points: NDArray[np.float64], radius: float
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield the first row, rows, columns and squared distances of the ordered pairs of each chunk of rows."""
+    for low in range(0, len(points), _CHUNK):
+        some = cKDTree(points[low : low + _CHUNK])
+        pairs = some.sparse_distance_matrix(tree, radius * _SLACK, output_type="ndarray")
+        rows, columns = pairs["i"].astype(np.int64) + low, pairs["j"].astype(np.int64)
+        other = rows != columns
+        rows, columns = rows[other], columns[other]
+        yield low, rows, columns, ((points[rows] - points[columns]) ** 2).sum(axis=1)

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatialscope_dist.geometry import neighbours
 from spatialscope_dist.geometry.neighbours import quotient_graph, radius_graph
 
 
@@ -38,6 +39,16 @@ def test_radius_graph__mean_degree_and_symmetry_on_many_cells():
     rows = np.repeat(np.arange(3000), np.diff(graph.indptr))
     assert abs(graph.mean_degree - 10) < 0.01
     assert set(zip(rows, graph.indices, strict=True)) == set(zip(graph.indices, rows, strict=True))
+
+
+def test_graphs__same_for_any_chunk(monkeypatch):
+    rng = np.random.default_rng(1)
+    points, spot = rng.uniform(0, 100, (500, 2)), np.sort(rng.integers(0, 150, 500))
+    whole = radius_graph(points, mean_degree=6)
+    spots = quotient_graph(whole, spot, n_groups=150)
+    monkeypatch.setattr(neighbours, "_CHUNK", 37)
+    assert _rows(radius_graph(points, mean_degree=6)) == _rows(whole)
+    assert _rows(quotient_graph(whole, spot, n_groups=150)) == _rows(spots)
 
 
 def test_radius_graph__all_cells_in_one_place():
