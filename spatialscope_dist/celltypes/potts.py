@@ -1,10 +1,12 @@
 """Labels of cells under likelihood and Potts prior: sweeps over blocks of spots in colour order.
 
-    E(k) = Σ_spots −log p(y_i | multiset of the spot's labels) + β Σ_{neighbour pairs} 1[k ≠ k'],
+    E(k) = Σ_spots −log p(y_i | multiset of the spot's labels) + Σ_cells field(cell, k)
+           + β Σ_{neighbour pairs} 1[k ≠ k'],
 
 β = ν / mean degree, one constant for every pair, so neighbour sums are whole numbers and E is one
-energy (eq. 5). All energies are whole numbers of QUANTUM nats: a sweep can never raise
-E, and labels are identical on every machine and for every division into blocks.
+energy (eq. 5). The field is what else is known of a cell, such as the look of its nucleus. All
+energies are whole numbers of QUANTUM nats: a sweep can never raise E, and labels are identical on
+every machine and for every division into blocks.
 
 A sweep visits spots by ascending colour and changes all labels of a spot together: exactly, over
 all ordered labellings, when there are few, else two cells at a time (eq. 6).
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.celltypes.multisets import QUANTUM, MultisetCache, binomials, multiset_rank
-from spatialscope_dist.celltypes.spot_updates import Prior, agreements, descend_spot, sample_spot, tally_slots
+from spatialscope_dist.celltypes.spot_updates import Prior, cell_energies, descend_spot, sample_spot, tally_slots
 from spatialscope_dist.geometry.blocks import Closure
 from spatialscope_dist.geometry.neighbours import Graph
 
@@ -36,6 +38,7 @@ class Block(NamedTuple):
     types : (spots, slots), candidate types
     energy : flat, multiset energies in quanta
     indptr, indices : neighbours of `cells` as positions among `cells`; empty rows for read cells
+    field : (known cells, slots), energy of each candidate for the cell alone, in quanta; or (0, slots): none
     """
 
     cells: NDArray[np.int64]
@@ -49,6 +52,7 @@ class Block(NamedTuple):
     energy: NDArray[np.int64]
     indptr: NDArray[np.int64]
     indices: NDArray[np.int64]
+    field: NDArray[np.int64]
 
 
 class Swept(NamedTuple):
@@ -87,6 +91,7 @@ def build_block(
     graph: Graph,
     cell_start: NDArray[np.int64],
     keys: NDArray[np.int64],
+    field: NDArray[np.int64] | None = None,
 ) -> Block:
     """Return the arrays of one block.
 
@@ -98,6 +103,7 @@ def build_block(
     graph : neighbours of all cells
     cell_start : (all spots + 1,), where each spot's cells begin; a spot's cells are contiguous
     keys : (all spots,), random keys
+    field : (all cells, slots), energy of each candidate for the cell alone, in quanta; None: no field
     """
     known = np.sort(np.concatenate([closure.own, closure.recomputed, closure.read]))
     cells = _concatenate_ranges(cell_start[known], cell_start[known + 1])
@@ -120,6 +126,7 @@ def build_block(
         energy=cache.energy,
         indptr=indptr,
         indices=np.searchsorted(cells, graph.indices[halves]).astype(np.int64),
+        field=np.zeros((0, cache.candidates.types.shape[1]), np.int64) if field is None else field[cells],
     )
 
 
@@ -201,6 +208,9 @@ def _doubled_energy(block: Block, labels: NDArray[np.int64], prior: Prior) -> in
             for position in range(block.indptr[cell], block.indptr[cell + 1]):
                 if labels[block.indices[position]] != labels[cell]:
                     total += prior.pair_energy
+        if len(block.field):
+            for m in range(block.n_cells[spot]):
+                total += 2 * block.field[block.first[spot] + m, slots[m]]
     return total
 
 
@@ -216,10 +226,14 @@ def _slots(block: Block, labels: NDArray[np.int64], spot: int) -> NDArray[np.int
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _surroundings(block: Block, labels: NDArray[np.int64], spot: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return same[m, slot], neighbours outside the spot per label, and inside[m, m'], pairs within."""
+def _surroundings(
+    block: Block, labels: NDArray[np.int64], spot: int, beta: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return alone[m, slot], field − β · equal neighbours outside the spot, and inside[m, m'], pairs within."""
     first, n_cells, size = block.first[spot], block.n_cells[spot], block.size[spot]
-    same = np.zeros((n_cells, size), np.int64)
+    alone = np.zeros((n_cells, size), np.int64)
+    if len(block.field):
+        alone += block.field[first : first + n_cells, :size]
     inside = np.zeros((n_cells, n_cells), np.bool_)
     for m in range(n_cells):
         for position in range(block.indptr[first + m], block.indptr[first + m + 1]):
@@ -229,8 +243,8 @@ def _surroundings(block: Block, labels: NDArray[np.int64], spot: int) -> tuple[N
                 continue
             for slot in range(size):
                 if block.types[spot, slot] == labels[other]:
-                    same[m, slot] += 1
-    return same, inside
+                    alone[m, slot] -= beta
+    return alone, inside
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -244,17 +258,17 @@ def _sweep(
         if block.n_cells[spot] == 0 or block.size[spot] == 1:
             continue
         energy = block.energy[block.start[spot] :]
-        same, inside = _surroundings(block, labels, spot)
+        alone, inside = _surroundings(block, labels, spot, prior.pair_energy)
         slots = _slots(block, labels, spot)
         before = energy[multiset_rank(tally_slots(slots, block.size[spot]), block.size[spot], choose)]
-        before -= prior.pair_energy * agreements(slots, same, inside)
+        before += cell_energies(slots, alone, inside, prior.pair_energy)
         if sweep < 0:
-            descend_spot(slots, energy, same, inside, prior.pair_energy, choose)
+            descend_spot(slots, energy, alone, inside, prior.pair_energy, choose)
         else:
-            sample_spot(slots, energy, same, inside, prior, choose, block.key[spot], sweep)
+            sample_spot(slots, energy, alone, inside, prior, choose, block.key[spot], sweep)
         if block.own[spot]:
             after = energy[multiset_rank(tally_slots(slots, block.size[spot]), block.size[spot], choose)]
-            change += after - prior.pair_energy * agreements(slots, same, inside) - before
+            change += after + cell_energies(slots, alone, inside, prior.pair_energy) - before
         for m in range(block.n_cells[spot]):
             labels[block.first[spot] + m] = block.types[spot, slots[m]]
     return labels, change
@@ -268,14 +282,14 @@ def _margins(block: Block, labels: NDArray[np.int64], prior: Prior, choose: NDAr
         if not block.own[spot] or block.n_cells[spot] == 0 or size == 1:
             continue
         energy = block.energy[block.start[spot] :]
-        same, inside = _surroundings(block, labels, spot)
+        alone, inside = _surroundings(block, labels, spot, prior.pair_energy)
         slots = _slots(block, labels, spot)
         for m in range(block.n_cells[spot]):
             kept, best, current = slots[m], np.int64(1) << 62, np.int64(0)
             for slot in range(size):
                 slots[m] = slot
                 value = energy[multiset_rank(tally_slots(slots, size), size, choose)]
-                value -= prior.pair_energy * agreements(slots, same, inside)
+                value += cell_energies(slots, alone, inside, prior.pair_energy)
                 if slot == kept:
                     current = value
                 else:

@@ -1,5 +1,8 @@
 """New labels of one spot, everything outside it fixed: the best ones, or drawn ones.
 
+A labelling's energy is that of its multiset, that of every cell alone (its field and its neighbours
+outside the spot), and −β for every pair of equal neighbours inside.
+
 All labellings of the spot's cells are compared when there are few; otherwise two cells at a time
 (SpatialScope eq. 6), every pair in turn or each cell with a random partner.
 """
@@ -43,14 +46,14 @@ def tally_slots(slots: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def agreements(slots: NDArray[np.int64], same: NDArray[np.int64], inside: NDArray[np.bool_]) -> int:
-    """Return the number of equal neighbour pairs that touch the spot, each once."""
+def cell_energies(slots: NDArray[np.int64], alone: NDArray[np.int64], inside: NDArray[np.bool_], beta: int) -> int:
+    """Return the energy of a spot's labels beyond their multiset's: each cell's own, −β per equal pair inside."""
     total = 0
     for m in range(len(slots)):
-        total += same[m, slots[m]]
+        total += alone[m, slots[m]]
         for other in range(m):
             if inside[m, other] and slots[m] == slots[other]:
-                total += 1
+                total -= beta
     return total
 
 
@@ -67,27 +70,27 @@ def _n_labellings(n_cells: int, size: int) -> int:
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _labelling_energies(
     energy: NDArray[np.int64],
-    same: NDArray[np.int64],
+    alone: NDArray[np.int64],
     inside: NDArray[np.bool_],
     beta: int,
     choose: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return the energy of every ordered labelling of a spot, last cell fastest, up to a constant."""
-    n_cells, size = same.shape
+    n_cells, size = alone.shape
     count = _n_labellings(n_cells, size)
     out = np.empty(count, np.int64)
     slots = np.zeros(n_cells, np.int64)
-    agree = np.zeros(n_cells + 1, np.int64)
+    partial = np.zeros(n_cells + 1, np.int64)
     tally = np.zeros(size, np.int64)
     tally[0] = n_cells
     level = 0
     for number in range(count):
         for m in range(level, n_cells):
-            agree[m + 1] = agree[m] + same[m, slots[m]]
+            partial[m + 1] = partial[m] + alone[m, slots[m]]
             for other in range(m):
                 if inside[m, other] and slots[m] == slots[other]:
-                    agree[m + 1] += 1
-        out[number] = energy[multiset_rank(tally, size, choose)] - beta * agree[n_cells]
+                    partial[m + 1] -= beta
+        out[number] = energy[multiset_rank(tally, size, choose)] + partial[n_cells]
         level = n_cells - 1
         while level >= 0:
             tally[slots[level]] -= 1
@@ -136,21 +139,21 @@ def _pair_energies(
     pair: tuple[int, int],
     slots: NDArray[np.int64],
     energy: NDArray[np.int64],
-    same: NDArray[np.int64],
+    alone: NDArray[np.int64],
     inside: NDArray[np.bool_],
     beta: int,
     choose: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return the energies of all labels of two cells, the others fixed, (size²,), up to a constant."""
     one, two = pair
-    size = same.shape[1]
+    size = alone.shape[1]
     around = np.zeros((2, size), np.int64)
     for slot in range(size):
-        around[0, slot], around[1, slot] = same[one, slot], same[two, slot]
+        around[0, slot], around[1, slot] = alone[one, slot], alone[two, slot]
     for m in range(len(slots)):
         if m not in (one, two):
-            around[0, slots[m]] += inside[one, m]
-            around[1, slots[m]] += inside[two, m]
+            around[0, slots[m]] -= beta * inside[one, m]
+            around[1, slots[m]] -= beta * inside[two, m]
     tally = tally_slots(slots, size)
     tally[slots[one]] -= 1
     tally[slots[two]] -= 1
@@ -159,8 +162,8 @@ def _pair_energies(
         tally[a] += 1
         for b in range(size):
             tally[b] += 1
-            agree = around[0, a] + around[1, b] + (1 if inside[one, two] and a == b else 0)
-            out[a * size + b] = energy[multiset_rank(tally, size, choose)] - beta * agree
+            both = beta if inside[one, two] and a == b else 0
+            out[a * size + b] = energy[multiset_rank(tally, size, choose)] + around[0, a] + around[1, b] - both
             tally[b] -= 1
         tally[a] -= 1
     return out
@@ -170,22 +173,22 @@ def _pair_energies(
 def descend_spot(
     slots: NDArray[np.int64],
     energy: NDArray[np.int64],
-    same: NDArray[np.int64],
+    alone: NDArray[np.int64],
     inside: NDArray[np.bool_],
     beta: int,
     choose: NDArray[np.int64],
 ) -> None:
     """Lower the spot's energy in place: best of all labellings, or pair by pair; ties keep labels."""
-    n_cells, size = same.shape
+    n_cells, size = alone.shape
     if n_cells <= _MAX_CELLS_EXACT and _n_labellings(n_cells, size) <= EXACT_LABELLINGS:
-        energies = _labelling_energies(energy, same, inside, beta, choose)
+        energies = _labelling_energies(energy, alone, inside, beta, choose)
         best = np.argmin(energies)
         if energies[best] < energies[_number_of(slots, size)]:
             _set_number(slots, size, best)
         return
     for one in range(n_cells):
         for two in range(one + 1, n_cells):
-            energies = _pair_energies((one, two), slots, energy, same, inside, beta, choose)
+            energies = _pair_energies((one, two), slots, energy, alone, inside, beta, choose)
             best = np.argmin(energies)
             if energies[best] < energies[slots[one] * size + slots[two]]:
                 slots[one], slots[two] = best // size, best % size
@@ -195,7 +198,7 @@ def descend_spot(
 def sample_spot(  # noqa: PLR0913
     slots: NDArray[np.int64],
     energy: NDArray[np.int64],
-    same: NDArray[np.int64],
+    alone: NDArray[np.int64],
     inside: NDArray[np.bool_],
     prior: Prior,
     choose: NDArray[np.int64],
@@ -203,15 +206,15 @@ def sample_spot(  # noqa: PLR0913
     sweep: int,
 ) -> None:
     """Draw the spot's labels in place: all at once, or each cell with a random partner."""
-    n_cells, size = same.shape
+    n_cells, size = alone.shape
     if n_cells <= _MAX_CELLS_EXACT and _n_labellings(n_cells, size) <= EXACT_DRAWS:
         word = philox_words(key, sweep, 0, 0, prior.stream)[0]
-        energies = _labelling_energies(energy, same, inside, prior.pair_energy, choose)
+        energies = _labelling_energies(energy, alone, inside, prior.pair_energy, choose)
         _set_number(slots, size, _draw(energies, (word + 0.5) / 4294967296.0))
         return
     for one in range(n_cells):
         words = philox_words(key, sweep, one + 1, 0, prior.stream)
         two = (one + 1 + words[1] % (n_cells - 1)) % n_cells
-        energies = _pair_energies((one, two), slots, energy, same, inside, prior.pair_energy, choose)
+        energies = _pair_energies((one, two), slots, energy, alone, inside, prior.pair_energy, choose)
         number = _draw(energies, (words[0] + 0.5) / 4294967296.0)
         slots[one], slots[two] = number // size, number % size

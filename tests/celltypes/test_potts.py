@@ -37,7 +37,7 @@ from spatialscope_dist.randomness import philox, spot_keys
 class Tissue:
     """A random tissue with random multiset energies."""
 
-    def __init__(self, n_spots, *, max_cells=4, n_types=5, slots=3, scale=2.0, seed=0):
+    def __init__(self, n_spots, *, max_cells=4, n_types=5, slots=3, scale=2.0, seed=0, field=0.0):
         rng = np.random.default_rng(seed)
         self.n_cells = rng.integers(0, max_cells + 1, n_spots)
         self.n_cells[0] = max_cells
@@ -57,6 +57,8 @@ class Tissue:
         self.cell_start = np.concatenate([[0], np.cumsum(self.n_cells)])
         self.labels = types[self.spot, rng.integers(0, slots, len(self.spot))].astype(np.int16)
         self.prior = Prior(pair_energy(3.0, self.graph.mean_degree), 17)
+        own = np.rint(rng.normal(0, field, (len(self.spot), slots)) / QUANTUM).astype(np.int64)
+        self.field = own if field else None
 
     def blocks(self, n_blocks):
         assigned = assign_blocks(self.centres, self.n_cells, n_blocks=n_blocks)
@@ -73,7 +75,8 @@ class Tissue:
             np.concatenate([[0], np.cumsum(sizes)]),
             np.concatenate(parts) if parts else np.zeros(0, np.int64),
         )
-        return build_block(closure, spots, cache, graph=self.graph, cell_start=self.cell_start, keys=self.keys)
+        known = {"graph": self.graph, "cell_start": self.cell_start, "keys": self.keys, "field": self.field}
+        return build_block(closure, spots, cache, **known)
 
     def energy(self, labels):
         """Return the energy, written out."""
@@ -84,6 +87,9 @@ class Tissue:
             tally = np.array([(mine == t).sum() for t in types])
             if len(mine):
                 total += self.cache.energy[self.cache.start[s] + multiset_rank(tally, len(types), binomials(30, 8))]
+        if self.field is not None:
+            slots = (self.cache.candidates.types[self.spot] == labels[:, None]).argmax(axis=1)
+            total += self.field[np.arange(len(labels)), slots].sum()
         rows = np.repeat(np.arange(len(labels)), np.diff(self.graph.indptr))
         return int(total + self.prior.pair_energy * (labels[rows] != labels[self.graph.indices]).sum() // 2)
 
@@ -125,9 +131,10 @@ def test_philox_words__same_bits_as_the_vectorised_ones():
         assert philox_words(key, 5 + i, 2**31 + 5, 3, 99) == tuple(int(word[i]) for word in words)
 
 
+@pytest.mark.parametrize("field", [0.0, 1.5])
 @pytest.mark.parametrize("max_cells", [4, 9])
-def test_descend_block__energy_written_out_and_never_rising(max_cells):
-    tissue = Tissue(60, max_cells=max_cells, seed=max_cells)
+def test_descend_block__energy_written_out_and_never_rising(max_cells, field):
+    tissue = Tissue(60, max_cells=max_cells, seed=max_cells, field=field)
     history = tissue.descend(3)
     assert history.stable
     energies = [sum(before for before, _ in history.extras[0]) // 2]
@@ -139,8 +146,9 @@ def test_descend_block__energy_written_out_and_never_rising(max_cells):
     assert energies[-1] < energies[0]
 
 
-def test_descend_block__single_spot_is_the_brute_force_minimum():
-    tissue = Tissue(1, max_cells=5, seed=2)
+@pytest.mark.parametrize("field", [0.0, 1.5])
+def test_descend_block__single_spot_is_the_brute_force_minimum(field):
+    tissue = Tissue(1, max_cells=5, seed=2, field=field)
     found = tissue.descend(1).state
     best = min(
         (np.array(labels, np.int16) for labels in product(tissue.cache.candidates.types[0], repeat=5)),
@@ -149,9 +157,10 @@ def test_descend_block__single_spot_is_the_brute_force_minimum():
     assert tissue.energy(found) == tissue.energy(best)
 
 
+@pytest.mark.parametrize("field", [0.0, 1.5])
 @pytest.mark.parametrize("max_cells", [3, 8])
-def test_descend_block__same_labels_for_any_blocks(max_cells):
-    tissue = Tissue(400, max_cells=max_cells, seed=5)
+def test_descend_block__same_labels_for_any_blocks(max_cells, field):
+    tissue = Tissue(400, max_cells=max_cells, seed=5, field=field)
     whole = tissue.descend(1)
     for n_blocks in (2, 5, 16):
         divided = tissue.descend(n_blocks)
@@ -163,17 +172,19 @@ def test_descend_block__same_labels_for_any_blocks(max_cells):
         assert totals[0] == totals[1]
 
 
-def test_sample_marginals__same_for_any_blocks_and_order():
-    tissue = Tissue(200, max_cells=7, seed=6)
+@pytest.mark.parametrize("field", [0.0, 1.5])
+def test_sample_marginals__same_for_any_blocks_and_order(field):
+    tissue = Tissue(200, max_cells=7, seed=6, field=field)
     whole = tissue.marginals(1)
     assert (whole.sum(axis=1) == 10).all()
     for n_blocks in (2, 5, 16):
         assert np.array_equal(tissue.marginals(n_blocks, reverse=n_blocks == 5), whole)
 
 
+@pytest.mark.parametrize("field", [0.0, 1.5])
 @pytest.mark.parametrize("max_cells", [2, 6])
-def test_sample_marginals__exact_enumeration(max_cells):
-    tissue = Tissue(3 if max_cells == 2 else 1, max_cells=max_cells, slots=3, scale=0.7, seed=8)
+def test_sample_marginals__exact_enumeration(max_cells, field):
+    tissue = Tissue(3 if max_cells == 2 else 1, max_cells=max_cells, slots=3, scale=0.7, seed=8, field=field)
     options = [tissue.cache.candidates.types[s] for s in tissue.spot]
     probability = np.zeros((len(options), 3))
     for slots in product(range(3), repeat=len(options)):
@@ -185,8 +196,9 @@ def test_sample_marginals__exact_enumeration(max_cells):
     assert np.abs(found - probability).max() < 0.04
 
 
-def test_margins__gap_written_out():
-    tissue = Tissue(30, seed=9)
+@pytest.mark.parametrize("field", [0.0, 1.5])
+def test_margins__gap_written_out(field):
+    tissue = Tissue(30, seed=9, field=field)
     labels = tissue.descend(1).state
     (block,) = tissue.blocks(1)
     gaps = margins(block, labels[block.cells], tissue.prior)
