@@ -288,7 +288,9 @@ def _read_shard(task: SectionTask, low: int, high: int, *, model: ScoreModel) ->
     typed = cell_types >= 0
     n_typed = np.add.reduceat(typed.astype(np.int64), first)
     counts = open_counts(task.ingest / "counts.zarr")
-    ids = [counts.row_names[row] for row in spot_rows]
+    first_row = int(spot_rows[0])
+    names = counts.row_names(first_row, int(spot_rows[-1]) + 1)
+    ids = [names[row - first_row] for row in spot_rows]
     spots = SpotCells(
         counts=counts.panel_rows(spot_rows, model.genes),
         first=np.r_[0, np.cumsum(n_typed)].astype(np.int64),

@@ -27,7 +27,7 @@ from spatialscope_dist.store.frames import write_frame
 from spatialscope_dist.study import SectionSpec
 
 NAME = "ingest"
-VERSION = 1
+VERSION = 2
 _PROCESS_BYTES = 460 << 20  # a Python worker with NumPy, pandas, h5py and zarr
 _DECODER_BYTES_PER_PX = 4  # Pillow keeps RGB in four bytes
 _BLOCKS_IN_FLIGHT = 4

@@ -38,7 +38,7 @@ from spatialscope_dist.store.publish_reference import publish_reference
 from spatialscope_dist.study import ReferenceSpec, Study
 
 NAME = "reference"
-VERSION = 1
+VERSION = 2
 _PROCESS_BYTES = 320 << 20  # a Python worker with NumPy, SciPy, pandas, h5py and zarr
 _BLOCK_ENTRIES = 1 << 20
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import zarr
 from numpy.typing import NDArray
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.store.arrays import append_entries, open_array, write_array
 from spatialscope_dist.store.documents import read_json, write_json
+from spatialscope_dist.store.frames import read_rows, write_frame
 
 _CHUNK = 1 << 18
 _ROWS_AT_ONCE = 256
+_ROW_NAMES = "rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,18 @@ class Counts:
     """A table of raw counts on disk: rows are spots or cells, columns genes."""
 
     path: Path
-    row_names: tuple[str, ...]
     genes: tuple[str, ...]
     indptr: NDArray[np.int64]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, genes)."""
-        return len(self.row_names), len(self.genes)
+        return len(self.indptr) - 1, len(self.genes)
+
+    def row_names(self, low: int, high: int) -> list[str]:
+        """Return the names of rows low:high."""
+        names: list[str] = read_rows(self.path / _ROW_NAMES, low, high)["name"].tolist()
+        return names
 
     def rows(self, low: int, high: int) -> sp.csr_matrix[Any]:
         """Return rows low:high, (rows, genes), raw counts int32."""
@@ -44,8 +51,8 @@ class Counts:
 
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, sp.csr_matrix[Any]]]:
         """Yield (first row, counts) of consecutive blocks of rows."""
-        for low in range(0, len(self.row_names), rows):
-            yield low, self.rows(low, min(low + rows, len(self.row_names)))
+        for low in range(0, self.shape[0], rows):
+            yield low, self.rows(low, min(low + rows, self.shape[0]))
 
     def column_sums(self) -> NDArray[np.int64]:
         """Return the sum of each gene, (genes,), raw counts."""
@@ -107,7 +114,8 @@ class CountsWriter:
         if self._n_waiting or not self._n_written:
             self._write(self._n_waiting, min(_CHUNK, max(1, self._n_waiting)))
         write_array(self.path / "indptr", indptr, axes=("entry",), chunks=(min(_CHUNK, len(indptr)),))
-        write_json(self.path / "names.json", {"rows": list(map(str, row_names)), "genes": list(map(str, self.genes))})
+        write_frame(self.path / _ROW_NAMES, pd.DataFrame({"name": pd.Series(list(map(str, row_names)), dtype=object)}))
+        write_json(self.path / "genes.json", list(map(str, self.genes)))
 
     def _write(self, size: int, chunk: int) -> None:
         for name, parts in self._waiting.items():
@@ -127,8 +135,7 @@ def write_counts(path: Path, counts: sp.csr_matrix[Any], row_names: Sequence[str
 
 def open_counts(path: Path) -> Counts:
     """Return the table of counts at `path`, its entries still on disk."""
-    names = read_json(path / "names.json")
-    return Counts(path, tuple(names["rows"]), tuple(names["genes"]), np.asarray(_part(path, "indptr")[...]))
+    return Counts(path, tuple(read_json(path / "genes.json")), np.asarray(_part(path, "indptr")[...]))
 
 
 def _part(path: Path, name: str) -> zarr.Array[Any]:

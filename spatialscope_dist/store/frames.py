@@ -1,10 +1,11 @@
-"""Data frames as parquet files, written atomically."""
+"""Data frames as parquet files, written atomically, read whole or by rows."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +13,13 @@ import pandas as pd
 from spatialscope_dist.errors import StoreError
 from spatialscope_dist.store.documents import write_bytes
 
+_ROWS_PER_GROUP = 1 << 16  # the least that is read
+
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write a frame without its index."""
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    frame.to_parquet(buffer, index=False, row_group_size=_ROWS_PER_GROUP)
     write_bytes(path, buffer.getvalue())
 
 
@@ -48,6 +51,31 @@ def write_frame_parts(path: Path, frames: Iterator[pd.DataFrame]) -> None:
 def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Return the frame of a parquet file."""
     return pd.read_parquet(path, columns=columns)
+
+
+def read_frame_parts(path: Path) -> Iterator[pd.DataFrame]:
+    """Return the frame of a parquet file in the parts it was written in, one in memory at a time; at least one."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        if not file.num_row_groups:
+            yield file.read().to_pandas()
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number).to_pandas()
+
+
+def read_rows(path: Path, low: int, high: int, columns: list[str] | None = None) -> pd.DataFrame:
+    """Return rows low:high of the frame of a parquet file; what lies far from them is not read."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        starts = list(accumulate(sizes, initial=0))
+        groups = [number for number, size in enumerate(sizes) if starts[number] < high and starts[number] + size > low]
+        table = file.read_row_groups(groups, columns)
+    first = starts[groups[0]] if groups else low
+    frame: pd.DataFrame = table.slice(low - first, high - low).to_pandas()
+    return frame
 
 
 def join_sections(parts: dict[str, Path]) -> pd.DataFrame:
