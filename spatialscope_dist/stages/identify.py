@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.steps.typing_cells import finish_section, list_cells
+from spatialscope_dist.steps.typing_cells import finish_section
 from spatialscope_dist.steps.typing_fit import SectionTask, batches, cache_batch, fit_batch, prepare_section
+from spatialscope_dist.steps.typing_list import list_cells
 from spatialscope_dist.steps.typing_sweeps import SweepTask, connect_cells, sweep_all, sweep_here, write_block
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame

@@ -26,6 +26,8 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 def write_frame_parts(path: Path, frames: Iterator[pd.DataFrame]) -> None:
     """Write frames of the same columns below each other, one in memory at a time; at least one frame.
 
+    A column without a value in the first frame is one of text.
+
     Raises
     ------
     StoreError
@@ -37,11 +39,15 @@ def write_frame_parts(path: Path, frames: Iterator[pd.DataFrame]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     table = pyarrow.Table.from_pandas(next(frames), preserve_index=False)
+    schema = table.schema
+    for number, column in enumerate(schema):
+        if pyarrow.types.is_null(column.type):
+            schema = schema.set(number, column.with_type(pyarrow.string()))
     try:
-        with ParquetWriter(partial, table.schema) as writer:
-            writer.write_table(table)
+        with ParquetWriter(partial, schema) as writer:
+            writer.write_table(table.cast(schema))
             for frame in frames:
-                writer.write_table(pyarrow.Table.from_pandas(frame, schema=table.schema, preserve_index=False))
+                writer.write_table(pyarrow.Table.from_pandas(frame, schema=schema, preserve_index=False))
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
