@@ -75,11 +75,11 @@ def slide_of(image: Path, folder: Path, *, tile: int = 2048) -> Any:
     """Return the slide of an image as `segment-image` makes it."""
     from spatialscope_dist.options import SegmentOptions
     from spatialscope_dist.readers.images import open_image
-    from spatialscope_dist.segment_image import view_image
+    from spatialscope_dist.steps.pixels import store_view
     from spatialscope_dist.steps.slide_spec import Slide
 
     factor = 8
-    view_image(str(image), str(folder / "view.zarr"), factor)
+    store_view(open_image(image), folder / "view.zarr", factor=factor)
     options = SegmentOptions(model=str(model_folder()), tile=tile)
     shape = open_image(image).shape
     return Slide(str(image), shape, PIXEL_SIZE_UM, str(folder / "view.zarr"), float(factor), options, str(folder))

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.geometry.tiles import Box
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.window_models import model_files, model_framework, model_problems
 from spatialscope_dist.options import SegmentOptions
 from spatialscope_dist.readers.image_views import viewing_factors, viewing_shape
 from spatialscope_dist.readers.images import LazyImage, open_image
-from spatialscope_dist.steps.pixels import store_image, store_view
+from spatialscope_dist.steps.pixels import create_view, store_image, store_view_block
 from spatialscope_dist.steps.slide import segment_slide
-from spatialscope_dist.steps.slide_spec import LABEL_CHUNK, VIEW_PIXELS, Slide
-from spatialscope_dist.store.arrays import open_array
-from spatialscope_dist.store.frames import read_frame, write_frame
+from spatialscope_dist.steps.slide_export import export_labels, export_table
+from spatialscope_dist.steps.slide_spec import VIEW_PIXELS, Slide
 from spatialscope_dist.store.ledger import Units, content_key
-
-_COLUMNS = ("nucleus_id", "y_px", "x_px", "y_um", "x_um", "area_um2", "probability")
 
 
 def segment_one_image(
@@ -70,11 +66,13 @@ def segment_one_image(
 
         slide = _slide(opened, size, options, work, workers)
         found = segment_slide(slide, workers)
+        labels = {"labels": str(work / "labels.zarr"), "out": str(out), "pixel_size_um": size}
+        pool.map(export_labels, {"labels": labels}, framework=framework)
+        if nuclei is not None:
+            table = {"nuclei": str(work / "nuclei.parquet"), "out": str(nuclei)}
+            pool.map(export_table, {"table": table}, framework=framework)
     finally:
         pool.close()
-    if nuclei is not None:
-        write_frame(nuclei, read_frame(work / "nuclei.parquet", columns=list(_COLUMNS)))
-    _write_tiff(out, work / "labels.zarr", size)
     shutil.rmtree(work)
     return int(found["nuclei"])
 
@@ -93,7 +91,7 @@ def _work_key(image: Path, pixel_size_um: float, options: SegmentOptions) -> str
     weights = [] if files is None else sorted(files.iterdir()) if files.is_dir() else [files]
     marks = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights if path.is_file()]
     parts = {"image": str(image.resolve()), "size": stat.st_size, "time": stat.st_mtime_ns, "pixel": pixel_size_um}
-    return content_key("segment-image", 2, {**parts, "model": marks, "options": options.model_dump(mode="json")})
+    return content_key("segment-image", 3, {**parts, "model": marks, "options": options.model_dump(mode="json")})
 
 
 def _slide(image: LazyImage, pixel_size_um: float, options: SegmentOptions, work: Path, workers: Any) -> Slide:
@@ -104,12 +102,15 @@ def _slide(image: LazyImage, pixel_size_um: float, options: SegmentOptions, work
     factors = viewing_factors((shape[1], shape[2]), pixel_size_um=pixel_size_um)
     fits = [f for f in factors if np.prod(viewing_shape((shape[1], shape[2]), f)) <= VIEW_PIXELS]
     factor = fits[0] if fits else factors[-1]
-    workers(view_image, {"view": {"image": str(path), "target": str(work / "view.zarr"), "factor": factor}})
+    view = work / "view.zarr"
+    whole = {"image": str(path), "target": str(view), "factor": factor}
+    boxes = workers(prepare_view, {"view": whole})["view"]["boxes"]
+    workers(view_block, {f"view_{number:04d}": {**whole, "box": box} for number, box in enumerate(boxes)})
     return Slide(
         image=str(path),
         shape=shape,
         pixel_size_um=pixel_size_um,
-        view=str(work / "view.zarr"),
+        view=str(view),
         view_factor=float(factor),
         options=options,
         output=str(work),
@@ -123,38 +124,12 @@ def decode_image(image: str, target: str) -> dict[str, Any]:
     return {"shape": list(opened.shape)}
 
 
-def view_image(image: str, target: str, factor: int) -> dict[str, Any]:
-    """Write the coarse view the tissue is found in (worker)."""
-    store_view(open_image(Path(image)), Path(target), factor=factor)
-    return {"factor": factor}
+def prepare_view(image: str, target: str, factor: int) -> dict[str, Any]:
+    """Return the boxes of the coarse view the tissue is found in, made ready to be written (worker)."""
+    return {"boxes": create_view(open_image(Path(image)), Path(target), factor=factor)}
 
 
-def _write_tiff(out: Path, labels: Path, pixel_size_um: float) -> None:
-    import tifffile
-
-    array = open_array(labels)
-    partial = out.with_name(f".{out.name}.partial")
-    tifffile.imwrite(
-        partial,
-        _label_tiles(array),
-        shape=array.shape,
-        dtype=np.uint32,
-        tile=(LABEL_CHUNK, LABEL_CHUNK),
-        compression="zlib",
-        photometric="minisblack",
-        bigtiff=array.shape[0] * array.shape[1] * 4 >= 1 << 31,
-        resolution=(1e4 / pixel_size_um, 1e4 / pixel_size_um),
-        resolutionunit="CENTIMETER",
-    )
-    partial.replace(out)
-
-
-def _label_tiles(array: Any) -> Iterator[NDArray[np.uint32]]:
-    height, width = array.shape
-    for y0 in range(0, height, LABEL_CHUNK):
-        band = np.asarray(array[y0 : y0 + LABEL_CHUNK])
-        for x0 in range(0, width, LABEL_CHUNK):
-            tile = np.zeros((LABEL_CHUNK, LABEL_CHUNK), np.uint32)
-            part = band[:, x0 : x0 + LABEL_CHUNK]
-            tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
+def view_block(image: str, target: str, factor: int, box: Box) -> dict[str, Any]:
+    """Write one box of the coarse view (worker)."""
+    store_view_block(open_image(Path(image)), Path(target), factor=factor, box=Box(*box))
+    return {"box": box}

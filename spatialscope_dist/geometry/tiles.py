@@ -134,13 +134,31 @@ class WindowGrid:
     def __iter__(self) -> Iterator[Window]:
         return (self[index] for index in range(len(self)))
 
-    def wider(self, window: Window, halo: int) -> Window:
-        """Return the window seeing `halo` pixels around the same core, as far as the padded image goes."""
+    def pieces(self, window: Window, halo: int) -> list[Window]:
+        """Return windows no larger than any other that share the core among them and see more around their piece.
+
+        Parameters
+        ----------
+        window : Window
+            One of the grid.
+        halo : int
+            Pixels each piece sees around itself, as far as the padded image and the window's size allow.
+        """
         height, width = self.padded_shape
-        y0, x0 = (max(0, (start - halo) // self.align * self.align) for start in (window.core.y0, window.core.x0))
-        y1 = min(height, padded_length(window.core.y1 + halo, self.align))
-        x1 = min(width, padded_length(window.core.x1 + halo, self.align))
-        return Window(window.index, Box(y0, y1, x0, x1), window.core)
+        core = window.core
+        return [
+            Window(window.index, Box(y.origin, y.origin + y.size, x.origin, x.origin + x.size), Box(*y[2:], *x[2:]))
+            for y in self._pieces(core.y0, core.y1, height, halo)
+            for x in self._pieces(core.x0, core.x1, width, halo)
+        ]
+
+    def _pieces(self, start: int, stop: int, length: int, halo: int) -> list[Span]:
+        size = min(self.window, length)
+        halo = min(halo, max(self.halo, (self.window - self.halo) // 2))
+        n_pieces = -(-(stop - start) // (self.window - 2 * halo - self.align + 1)) if size < length else 1
+        cuts = [start + (stop - start) * number // n_pieces for number in range(n_pieces + 1)]
+        origins = [min(max(0, (cut - halo) // self.align * self.align), length - size) for cut in cuts[:-1]]
+        return [Span(o, size, a, b) for o, a, b in zip(origins, cuts, cuts[1:], strict=False)]
 
     def tasks(self, tile: int) -> dict[str, list[int]]:
         """Return window indices per task: neighbours whose windows fit into `tile` pixels."""

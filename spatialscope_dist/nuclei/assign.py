@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 NEAREST_SPOTS = 8
+NUCLEI_AT_ONCE = 1 << 16
 
 
 def default_cap(spot_diameter_um: float) -> int:
@@ -35,10 +37,21 @@ def assign_to_spots(
     """
     from scipy.spatial import cKDTree
 
-    if len(centroids_um) == 0 or len(spots_um) == 0:
-        return np.full(len(centroids_um), -1, np.int64)
+    result = np.full(len(centroids_um), -1, np.int64)
+    if len(spots_um) == 0:
+        return result
+    tree = cKDTree(spots_um)
+    for start in range(0, len(centroids_um), NUCLEI_AT_ONCE):
+        here = slice(start, start + NUCLEI_AT_ONCE)
+        result[here] = _nearest(tree, centroids_um[here], spots_um, radius_um=radius_um)
+    return result
+
+
+def _nearest(
+    tree: Any, centroids_um: NDArray[np.float64], spots_um: NDArray[np.float64], *, radius_um: float
+) -> NDArray[np.int64]:
     n_nearest = min(NEAREST_SPOTS, len(spots_um))
-    _, rows = cKDTree(spots_um).query(centroids_um, k=np.arange(1, n_nearest + 1))
+    _, rows = tree.query(centroids_um, k=np.arange(1, n_nearest + 1))
     rows = np.sort(rows, axis=1)
     squared = ((spots_um[rows] - centroids_um[:, None, :]) ** 2).sum(axis=2)
     nearest = squared.argmin(axis=1)[:, None]

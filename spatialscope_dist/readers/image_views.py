@@ -41,16 +41,21 @@ def viewing_blocks(image: LazyImage, factor: int, *, size: int = 1024) -> Iterat
 
     16-bit images keep their upper 8 bits. Memory is one block and a few million source pixels.
     """
+    for box in shard_boxes(viewing_shape((image.shape[1], image.shape[2]), factor), size):
+        yield box, viewing_block(image, factor, box)
+
+
+def viewing_block(image: LazyImage, factor: int, box: Box) -> NDArray[np.uint8]:
+    """Return one block, (channels, y, x) uint8, of the image reduced by area mean; `box` in level pixels."""
     height, width = image.shape[1], image.shape[2]
-    for box in shard_boxes(viewing_shape((height, width), factor), size):
-        rows = max(1, _READ_PIXELS // (factor * factor * box.shape[1]))
-        strips = []
-        for y0 in range(box.y0, box.y1, rows):
-            y1 = min(y0 + rows, box.y1)
-            source = image.read(y0 * factor, min(y1 * factor, height), box.x0 * factor, min(box.x1 * factor, width))
-            strips.append(_area_mean(source, factor))
-        mean = np.concatenate(strips, axis=1)
-        yield box, (mean / (257 if image.dtype == np.uint16 else 1)).round().astype(np.uint8)
+    rows = max(1, _READ_PIXELS // (factor * factor * box.shape[1]))
+    strips = []
+    for y0 in range(box.y0, box.y1, rows):
+        y1 = min(y0 + rows, box.y1)
+        source = image.read(y0 * factor, min(y1 * factor, height), box.x0 * factor, min(box.x1 * factor, width))
+        strips.append(_area_mean(source, factor))
+    mean = np.concatenate(strips, axis=1)
+    return (mean / (257 if image.dtype == np.uint16 else 1)).round().astype(np.uint8)
 
 
 def _area_mean(block: Pixels, factor: int) -> NDArray[np.float64]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_most_probable
@@ -18,10 +20,10 @@ from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_costs import projected_disk_bytes, projected_peak_bytes, projected_tasks
 from spatialscope_dist.steps.slide_spec import VIEW_PIXELS, Slide
 from spatialscope_dist.store.documents import read_json, write_json
-from spatialscope_dist.store.frames import read_frame, write_frame
+from spatialscope_dist.store.frames import read_frame, read_frame_parts, write_frame, write_frame_parts
 
 NAME = "segment"
-VERSION = 3
+VERSION = 4
 _NOT_CONTENT = {"tile", "warn_pixel_size_um", "max_pixel_size_um"}
 
 
@@ -128,19 +130,17 @@ def count_cells(nuclei: str, spots: str, output: str, diameter_um: float, cap: i
     `nuclei.parquet` gains spot_id (null outside spots) and is_cell (inside a spot and within the
     cap); `spots.parquet` has n_nuclei and n_cells for every spot, in ingest's order.
     """
-    found, places = read_frame(Path(nuclei)), read_frame(Path(spots))
+    found, places = read_frame(Path(nuclei), columns=["y_um", "x_um", "probability"]), read_frame(Path(spots))
     rows = assign_to_spots(
         found[["y_um", "x_um"]].to_numpy(), places[["y_um", "x_um"]].to_numpy(), radius_um=diameter_um / 2
     )
     limit = cap if cap is not None else default_cap(diameter_um)
     is_cell = keep_most_probable(rows, found["probability"].to_numpy(), cap=limit)
-    ids = places["spot_id"].astype(object).to_numpy()
-    found["spot_id"] = pd.array([ids[row] if row >= 0 else None for row in rows], dtype="string")
-    found["is_cell"] = is_cell
     n_nuclei = np.bincount(rows[rows >= 0], minlength=len(places))
     n_cells = np.bincount(rows[is_cell], minlength=len(places))
     counts = pd.DataFrame({"spot_id": places["spot_id"], "n_nuclei": n_nuclei, "n_cells": n_cells})
-    write_frame(Path(output) / "nuclei.parquet", found)
+    assigned = _assigned(Path(nuclei), places["spot_id"], rows, is_cell)
+    write_frame_parts(Path(output) / "nuclei.parquet", assigned)
     write_frame(Path(output) / "spots.parquet", counts)
     return {
         "nuclei_in_spots": int((rows >= 0).sum()),
@@ -149,3 +149,16 @@ def count_cells(nuclei: str, spots: str, output: str, diameter_um: float, cap: i
         "cap": int(limit),
         "spots_without_nucleus": int((n_nuclei == 0).sum()),
     }
+
+
+def _assigned(
+    nuclei: Path, spot_ids: pd.Series, rows: NDArray[np.int64], is_cell: NDArray[np.bool_]
+) -> Iterator[pd.DataFrame]:
+    ids = spot_ids.astype(object).to_numpy()
+    start = 0
+    for part in read_frame_parts(nuclei):
+        here = slice(start, start + len(part))
+        part["spot_id"] = pd.array([ids[row] if row >= 0 else None for row in rows[here]], dtype="string")
+        part["is_cell"] = is_cell[here]
+        start = here.stop
+        yield part

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialscope_dist.readers.image_views import viewing_blocks, viewing_shape
+from spatialscope_dist.geometry.tiles import Box, shard_boxes
+from spatialscope_dist.readers.image_views import viewing_block, viewing_shape
 from spatialscope_dist.readers.images import LazyImage, decoded_blocks
 from spatialscope_dist.store.arrays import create_array, write_region
 
@@ -42,14 +43,30 @@ def store_view(image: LazyImage, path: Path, *, factor: int) -> None:
     BadInput
         When the file is damaged.
     """
-    channels = image.shape[0]
+    for box in create_view(image, path, factor=factor):
+        store_view_block(image, path, factor=factor, box=box)
+
+
+def create_view(image: LazyImage, path: Path, *, factor: int) -> list[Box]:
+    """Return the boxes of a view, in its pixels, each to be written once; nothing but metadata is written."""
+    channels, shape = image.shape[0], viewing_shape((image.shape[1], image.shape[2]), factor)
     create_array(
         path,
-        shape=(channels, *viewing_shape((image.shape[1], image.shape[2]), factor)),
+        shape=(channels, *shape),
         dtype=np.uint8,
         chunks=(channels, CHUNK, CHUNK),
         shards=(channels, VIEW_SHARD, VIEW_SHARD),
         axes=("c", "y", "x"),
     )
-    for box, pixels in viewing_blocks(image, factor, size=VIEW_SHARD):
-        write_region(path, (slice(0, channels), *box.slices), pixels)
+    return list(shard_boxes(shape, VIEW_SHARD))
+
+
+def store_view_block(image: LazyImage, path: Path, *, factor: int, box: Box) -> None:
+    """Write one box of a view.
+
+    Raises
+    ------
+    BadInput
+        When the file is damaged.
+    """
+    write_region(path, (slice(0, image.shape[0]), *box.slices), viewing_block(image, factor, box))

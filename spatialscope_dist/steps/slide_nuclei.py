@@ -1,7 +1,8 @@
 """From surviving candidates to nuclei on disk: traced per block, numbered per band of rows, painted per shard.
 
-A band is a fixed number of source rows; the nuclei whose centroids lie in it are sorted by (y, x),
-and the sizes of the bands before it give their ids. Nothing holds more than a few bands.
+A band is some rows of the source, as many pixels whatever the slide's width; the nuclei whose
+centroids lie in it are sorted by (y, x), and the sizes of the bands before it give their ids.
+Nothing holds more than a few bands, but for the area of each nucleus of the slide (their median).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spatialscope_dist.steps.slide_suppression import load_kept
 from spatialscope_dist.store.arrays import create_array, write_region
 from spatialscope_dist.store.frames import write_frame_parts
 
-BAND_ROWS = 2048
+BAND_PIXELS = 1 << 25
 BATCH_ROWS = 16_384
 
 
@@ -74,7 +75,7 @@ def trace_block(slide: Slide, name: str, last: int, grid: WindowGrid) -> dict[st
     kept = load_kept(slide.folder / "candidates", name, last)
     found = trace_nuclei(kept, scale=slide.scale)
     _save(slide.folder / "candidates" / name, found)
-    numbers, counts = np.unique(_bands(found, slide.shape[1]), return_counts=True)
+    numbers, counts = np.unique(_bands(found, slide), return_counts=True)
     return {
         "nuclei": len(found),
         "crossing": int(crosses_cores(polygon_bounds(kept), grid).sum()),
@@ -83,9 +84,15 @@ def trace_block(slide: Slide, name: str, last: int, grid: WindowGrid) -> dict[st
     }
 
 
-def _bands(found: Nuclei, height: int) -> NDArray[np.int64]:
-    last = (height - 1) // BAND_ROWS
-    return np.clip(np.floor(found.centroids[:, 0] / BAND_ROWS), 0, last).astype(np.int64)
+def band_rows(width: int) -> int:
+    """Return how many rows of a slide of that width make a band."""
+    return max(1, BAND_PIXELS // width)
+
+
+def _bands(found: Nuclei, slide: Slide) -> NDArray[np.int64]:
+    _, height, width = slide.shape
+    rows = band_rows(width)
+    return np.clip(np.floor(found.centroids[:, 0] / rows), 0, (height - 1) // rows).astype(np.int64)
 
 
 def sort_band(slide: Slide, band: int, names: list[str]) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def sort_band(slide: Slide, band: int, names: list[str]) -> dict[str, Any]:
     parts = []
     for name in names:
         found = load_traced(slide, name)
-        parts.append(found.take(np.flatnonzero(_bands(found, slide.shape[1]) == band)))
+        parts.append(found.take(np.flatnonzero(_bands(found, slide) == band)))
     nuclei = in_canonical_order(parts)
     _save(slide.folder / "candidates" / f"band{band:05d}", nuclei)
     rows = nuclei.polygons[..., 0]

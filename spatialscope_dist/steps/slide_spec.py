@@ -19,7 +19,7 @@ from spatialscope_dist.readers.images import LazyImage
 from spatialscope_dist.store.documents import write_bytes
 
 LABEL_SHARD, LABEL_CHUNK = 2048, 512
-WINDOW = 1024
+WINDOW = 1536
 VIEW_PIXELS = 16_000_000
 
 #: Runs a function over named units and returns the result of each; finished units are not run again.
@@ -52,6 +52,8 @@ class Slide:
         (height, width) of that level; None for full resolution.
     level_factor : float
         Source pixels per pixel of that level.
+    window : int
+        Edge of what the network sees at once, model pixels; another one may change last bits of the result.
     """
 
     image: str
@@ -64,6 +66,7 @@ class Slide:
     level: int = 0
     level_shape: tuple[int, int] | None = None
     level_factor: float = 1.0
+    window: int = WINDOW
 
     @property
     def folder(self) -> Path:
@@ -98,7 +101,7 @@ class Slide:
     def grid(self, facts: ModelFacts) -> WindowGrid:
         """Return the windows the network sees."""
         shape = model_shape(self.read_shape, self.read_scale)
-        window = max(WINDOW // facts.align, 4 * facts.halo // facts.align) * facts.align
+        window = max(self.window // facts.align, 4 * facts.halo // facts.align) * facts.align
         return WindowGrid(shape, window=window, halo=facts.halo, align=facts.align)
 
     def thresholds(self, facts: ModelFacts) -> tuple[float, float]:

@@ -31,7 +31,7 @@ from spatialscope_dist.steps.slide_suppression import PARTS
 from spatialscope_dist.store.arrays import read_array
 
 HISTOGRAM_BOX = 4096
-WIDER = 3  # halos a window sees around its core when an object reaches past one
+WIDER = 3  # halos a piece of a core is given when an object reaches past one
 
 
 def prepare(slide: Slide) -> dict[str, Any]:
@@ -93,18 +93,19 @@ def count_intensities(slide: Slide, name: str, box: Box) -> dict[str, Any]:
 def predict_windows(slide: Slide, name: str, windows: list[int], low: float, high: float) -> dict[str, Any]:
     """Write the candidates of the windows' cores (worker).
 
-    A window with an object that reaches past what it saw is looked at again with a wider halo;
-    which windows those are depends on the image only, not on the task.
+    A core with an object that reaches past what its window saw is looked at again in pieces, each
+    with a wider halo; which cores those are depends on the image only, not on the task.
     """
     look = Look(slide, low, high)
-    parts, wider = [], []
+    parts, beyond = [], []
     for index in windows:
         window = look.grid[index]
         found = look.candidates(window)
-        if beyond_sight(found, window=window, grid=look.grid).any():
-            window = look.grid.wider(window, WIDER * look.facts.halo)
-            found = look.candidates(window)
-            wider.append(int(beyond_sight(found, window=window, grid=look.grid).sum()))
+        if look.beyond_sight(found, window):
+            pieces = look.grid.pieces(window, WIDER * look.facts.halo)
+            closer = [look.candidates(piece) for piece in pieces]
+            beyond.append(sum(map(look.beyond_sight, closer, pieces)))
+            found = concatenate(closer)
         parts.append(found)
     found = concatenate(parts, n_rays=look.facts.n_rays)
     bounds = polygon_bounds(found)
@@ -115,8 +116,8 @@ def predict_windows(slide: Slide, name: str, windows: list[int], low: float, hig
         "windows": len(windows),
         "candidates": len(found),
         "bounds": union_bounds(bounds).tolist() if len(found) else None,
-        "windows_widened": len(wider),
-        "candidates_beyond_wide_halo": sum(wider),
+        "windows_widened": len(beyond),
+        "candidates_beyond_wide_halo": sum(beyond),
     }
 
 
@@ -140,3 +141,7 @@ class Look:
             pixels = np.repeat(pixels, self.facts.n_channels, axis=0)
         found = self._model.propose(pixels, threshold=self._threshold)
         return owned_candidates(found, window=window, grid=self.grid, border=self.facts.border)
+
+    def beyond_sight(self, found: Candidates, window: Window) -> int:
+        """Return how many polygons reach past what the window saw though the image goes on there."""
+        return int(beyond_sight(found, window=window, grid=self.grid).sum())

@@ -63,6 +63,26 @@ def test_window_grid__windows_are_fixed_aligned_and_hold_their_halo(grid: Window
 
 
 @settings(deadline=None)
+@given(grid=grids, halo=st.integers(0, 40))
+def test_pieces__share_the_core_and_see_more(grid: WindowGrid, halo: int) -> None:
+    wider = min(halo, max(grid.halo, (grid.window - grid.halo) // 2))
+    for window in grid:
+        owned = np.zeros(grid.shape, int)
+        for piece in grid.pieces(window, halo):
+            owned[piece.core.slices] += 1
+            assert piece.box.shape == window.box.shape
+            for low, high, start, stop, length in (
+                (*piece.box[:2], *piece.core[:2], grid.padded_shape[0]),
+                (*piece.box[2:], *piece.core[2:], grid.padded_shape[1]),
+            ):
+                assert low % grid.align == 0
+                assert 0 <= low <= max(0, start - wider)
+                assert min(length, stop + wider) <= high <= length
+        assert owned.sum() == owned[window.core.slices].sum() == np.prod(window.core.shape)
+        assert owned.max() == 1
+
+
+@settings(deadline=None)
 @given(grid=grids, tile=st.integers(1, 1000))
 def test_tasks__partition_the_windows(grid: WindowGrid, tile: int) -> None:
     assert sorted(index for task in grid.tasks(tile).values() for index in task) == list(range(len(grid)))

@@ -24,7 +24,7 @@ from spatialscope_dist.segment_image import segment_one_image
 from spatialscope_dist.simulate import SimulatedStudy, SimulationSettings, simulate
 from spatialscope_dist.stages.segment import count_cells
 from spatialscope_dist.steps.slide import segment_slide
-from spatialscope_dist.steps.slide_spec import Slide
+from spatialscope_dist.steps.slide_spec import WINDOW, Slide
 from spatialscope_dist.store.arrays import create_array, read_array, write_array, write_region
 from tests.plug_ins import install_plug_in
 
@@ -45,7 +45,7 @@ def _in_process_backwards(function: Callable[..., Any], units: dict[str, dict[st
     return {name: function(**units[name]) for name in reversed(units)}
 
 
-def _slide(study: SimulatedStudy, folder: Path, **options: Any) -> Slide:
+def _slide(study: SimulatedStudy, folder: Path, *, window: int = 1024, **options: Any) -> Slide:
     shape = study.image.shape
     image = folder / "image.zarr"
     create_array(image, shape=shape, dtype=np.uint8, chunks=(3, 256, 256), axes=("c", "y", "x"))
@@ -60,6 +60,7 @@ def _slide(study: SimulatedStudy, folder: Path, **options: Any) -> Slide:
         view_factor=4.0,
         options=SegmentOptions(model="demo", model_pixel_size_um=0.5, **options),
         output=str(folder / "out"),
+        window=window,
     )
 
 
@@ -101,8 +102,8 @@ def test_segment_slide__an_object_larger_than_the_halo_is_whole(
         tmp_path, "bright", "LabelModel(label_facts(n_channels=1, halo=32), lambda p: ndimage.label(p[0] > 0.5)[0])"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    y, x = np.mgrid[0:300, 0:1100]
-    image = (200 * ((y - 150) ** 2 + (x - 985) ** 2 < 60**2)).astype(np.uint8)[None]
+    y, x = np.mgrid[0:300, 0 : WINDOW + 76]
+    image = (200 * ((y - 150) ** 2 + (x - WINDOW + 39) ** 2 < 60**2)).astype(np.uint8)[None]
     write_array(tmp_path / "i.zarr", image, axes=("c", "y", "x"))
     options = SegmentOptions(model="plugin:bright")
     slide = Slide(str(tmp_path / "i.zarr"), image.shape, 0.25, None, 1.0, options, str(tmp_path / "out"))
@@ -211,9 +212,9 @@ def test_count_cells__every_spot_is_kept_and_dropped_cells_are_counted(tmp_path:
     assert (counted["dropped_by_cap"], counted["spots_without_nucleus"]) == (1, 1)
 
 
-def test_segment_one_image__equals_the_stage_with_two_workers(
-    study: SimulatedStudy, segmented: Path, tmp_path: Path
-) -> None:
+def test_segment_one_image__equals_the_stage_with_two_workers(study: SimulatedStudy, tmp_path: Path) -> None:
+    slide = _slide(study, tmp_path / "stage", window=WINDOW)
+    segment_slide(slide, _in_process)
     Image.fromarray(study.image.transpose(1, 2, 0)).save(tmp_path / "image.png")
     # called 0.25 µm per pixel, the model's nominal size, so that nothing is rescaled
     count = segment_one_image(
@@ -227,9 +228,9 @@ def test_segment_one_image__equals_the_stage_with_two_workers(
     )
     labels = tifffile.imread(tmp_path / "labels.tif")
     assert count == labels.max() > 100
-    np.testing.assert_array_equal(labels, read_array(segmented / "labels.zarr"))
+    np.testing.assert_array_equal(labels, read_array(slide.folder / "labels.zarr"))
     columns = ["nucleus_id", "y_px", "x_px", "probability"]
-    one, other = pd.read_parquet(tmp_path / "nuclei.parquet"), pd.read_parquet(segmented / "nuclei.parquet")
+    one, other = pd.read_parquet(tmp_path / "nuclei.parquet"), pd.read_parquet(slide.folder / "nuclei.parquet")
     pd.testing.assert_frame_equal(one[columns], other[columns])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
