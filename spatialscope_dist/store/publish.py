@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.store.arrays import open_array, read_array
-from spatialscope_dist.store.counts import open_counts
+from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame
 
+_ROWS_AT_ONCE = 1 << 15
 _CELL_UM = 8.0  # drawn size of a cell whose outline is not known
 
 
@@ -44,8 +46,9 @@ class SectionSources:
 def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     """Write the SpatialData of a section and return its sizes.
 
-    The new store is complete before it takes the place of the old one. Pixels are linked, not
-    copied, where the file system allows it.
+    The new store is complete before it takes the place of the old one. One element is in memory
+    at a time, tables are copied block by block, and pixels are linked, not copied, where the file
+    system allows it.
     """
     import anndata
     import dask
@@ -55,30 +58,47 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.parent.mkdir(parents=True, exist_ok=True)
-    about = read_json(sources.ingest / "section.json")
-    spots = read_frame(sources.ingest / "spots.parquet")
-    scale = float(about["pixel_size_um"] or 1.0)
-    elements: dict[str, Any] = {"tables": {"spots": _spots_table(sources, spots)}}
-    elements["shapes"] = {"spot_circles": _circles(spots, "spot_id", diameter_um=sources.diameter_um, scale=scale)}
-    if sources.identify is not None:
-        cells = read_frame(sources.identify / "cells.parquet")
-        elements["tables"]["cells"] = _cells_table(sources, cells)
-        if sources.segment is None:
-            elements["shapes"]["cell_centres"] = _circles(cells, "cell_id", diameter_um=_CELL_UM, scale=scale)
-    if (sources.ingest / "view.zarr").exists():
-        elements["images"] = {"he": _image(sources.ingest / "view.zarr", scale)}
-    if sources.segment is not None:
-        elements["shapes"]["nucleus_polygons"] = _polygons(sources.segment, scale)
-        elements["labels"] = {"nuclei": _empty_labels(sources.segment, scale)}
     here = dask.config.set(scheduler="synchronous")  # a worker's task must not wait for tasks of its own
+    sizes: dict[str, int] = {}
     with here, anndata.settings.override(auto_shard_zarr_v3=True), warnings.catch_warnings():
-        # Zarr remarks on consolidated metadata and on the parquet files SpatialData keeps inside its store.
+        # Zarr remarks on consolidated metadata and on the parquet files SpatialData keeps inside its store,
+        # SpatialData on tables whose shapes are on disk only.
         warnings.simplefilter("ignore", ZarrUserWarning)
-        spatialdata.SpatialData(**elements).write(fresh)
+        warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
+        store = spatialdata.SpatialData()
+        store.write(fresh, consolidate_metadata=False)
+        for name, make in _elements(sources).items():
+            store[name] = make()
+            sizes[name] = len(store[name])
+            store.write_element(name)
+            del store[name]
         if sources.segment is not None:
             _link_labels(sources.segment / "labels.zarr", fresh)
+        store.write_consolidated_metadata()
     switch_in(fresh, target)
-    return {"spots": len(spots), "cells": len(elements["tables"].get("cells", ()))}
+    return {"spots": sizes["spots"], "cells": sizes.get("cells", 0)}
+
+
+def _elements(sources: SectionSources) -> dict[str, Callable[[], Any]]:
+    """Return what makes each element of a section, by the element's name."""
+    scale = float(read_json(sources.ingest / "section.json")["pixel_size_um"] or 1.0)
+    spots, size = sources.ingest / "spots.parquet", sources.diameter_um
+    made: dict[str, Callable[[], Any]] = {
+        "spot_circles": lambda: _circles(spots, "spot_id", diameter_um=size, scale=scale),
+        "spots": lambda: _spots_table(sources),
+    }
+    if sources.segment is not None:
+        segment = sources.segment
+        made["nucleus_polygons"] = lambda: _polygons(segment, scale)
+        made["nuclei"] = lambda: _empty_labels(segment, scale)
+    if sources.identify is not None:
+        cells = sources.identify / "cells.parquet"
+        if sources.segment is None:
+            made["cell_centres"] = lambda: _circles(cells, "cell_id", diameter_um=_CELL_UM, scale=scale)
+        made["cells"] = lambda: _cells_table(sources, cells)
+    if (sources.ingest / "view.zarr").exists():
+        made["he"] = lambda: _image(sources.ingest / "view.zarr", scale)
+    return made
 
 
 def switch_in(fresh: Path, target: Path) -> None:
@@ -102,29 +122,43 @@ def finish_switch(target: Path) -> None:
         old.rename(target)
 
 
-def _spots_table(sources: SectionSources, spots: pd.DataFrame) -> Any:
+def _spots_table(sources: SectionSources) -> Any:
     import anndata
 
+    spots = read_frame(sources.ingest / "spots.parquet")
     counts = open_counts(sources.ingest / "counts.zarr")
-    obs = pd.DataFrame(
-        {
-            "spot_id": spots["spot_id"].to_numpy(str),
-            "n_cells": _cells_per_spot(sources, spots),
-            "total_counts": spots["total_counts"].to_numpy(np.int64),
-            "status": spots["status"].to_numpy(str),
-        },
-        index=spots["spot_id"].to_numpy(str),
-    )
-    table = anndata.AnnData(counts.rows(0, counts.shape[0]), obs=obs, var=pd.DataFrame(index=list(counts.genes)))
+    names = spots["spot_id"].astype(str).to_numpy(object)
+    obs = pd.DataFrame({"spot_id": names, "n_cells": _cells_per_spot(sources, spots)}, index=names)
+    obs["total_counts"] = spots["total_counts"].to_numpy(np.int64)
+    obs["status"] = pd.Categorical(spots["status"])
+    if sources.identify is not None:
+        obs["status"] = pd.Categorical(read_frame(sources.identify / "spots.parquet", columns=["status"])["status"])
+    table = anndata.AnnData(_lazy_counts(counts), obs=obs, var=pd.DataFrame(index=list(counts.genes)))
     table.obsm["spatial"] = spots[["x_um", "y_um"]].to_numpy(float)
     if sources.identify is not None:
-        typed = read_frame(sources.identify / "spots.parquet")
-        obs["status"] = typed["status"].to_numpy(str)
-        table.obs = obs
         for name in ("proportions", "weights"):
             table.obsm[name] = read_array(sources.identify / f"{name}.zarr")
     table.uns["spatialscope"] = _plain_notes({**sources.notes, "cell_types": sources.types})
     return _annotate(table, "spot_circles", "spot_id")
+
+
+def _lazy_counts(counts: Counts) -> Any:
+    """Return the counts as a Dask array of sparse blocks, written elsewhere block by block."""
+    import dask.array
+
+    n_rows, n_genes = counts.shape
+    if n_rows == 0:
+        return counts.rows(0, 0)
+    lows = range(0, n_rows, _ROWS_AT_ONCE)
+    blocks = [
+        dask.array.from_delayed(
+            dask.delayed(counts.rows)(low, min(low + _ROWS_AT_ONCE, n_rows)),
+            shape=(min(_ROWS_AT_ONCE, n_rows - low), n_genes),
+            meta=counts.rows(0, 0),
+        )
+        for low in lows
+    ]
+    return dask.array.concatenate(blocks, axis=0)
 
 
 def _cells_per_spot(sources: SectionSources, spots: pd.DataFrame) -> NDArray[np.int64]:
@@ -134,31 +168,44 @@ def _cells_per_spot(sources: SectionSources, spots: pd.DataFrame) -> NDArray[np.
     return np.zeros(len(spots), dtype=np.int64)
 
 
-def _cells_table(sources: SectionSources, cells: pd.DataFrame) -> Any:
+def _cells_table(sources: SectionSources, path: Path) -> Any:
     import anndata
 
-    status = cells["status"].to_numpy(str)
-    kinds = ("cell_type", "cell_type_map", "cell_type_positional", "cell_type_composition")
-    columns: dict[str, Any] = {name: cells[name].to_numpy(str) for name in ("cell_id", "spot_id", "section")}
-    columns |= {name: pd.Categorical(cells[name], categories=sources.types) for name in kinds}
-    columns |= {name: cells[name].to_numpy(float) for name in ("confidence", "margin")}
-    obs = pd.DataFrame({**columns, "status": status}, index=cells["cell_id"].to_numpy(str))
+    cells = read_frame(path)
+    names = cells["cell_id"].to_numpy(object)
+    obs = pd.DataFrame({"cell_id": names, "spot_id": cells["spot_id"].to_numpy(object)}, index=names)
+    obs["section"] = pd.Categorical(cells["section"])
+    for name in ("cell_type", "cell_type_map", "cell_type_positional", "cell_type_composition"):
+        obs[name] = pd.Categorical(cells[name], categories=sources.types)
+    for name in ("confidence", "margin"):
+        obs[name] = cells[name].to_numpy(float)
+    obs["status"] = pd.Categorical(_status(sources, cells))
+    if sources.segment is not None:
+        obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
+    flat = cells["z_um"].nunique() <= 1
+    places = cells[["x_um", "y_um"] if flat else ["x_um", "y_um", "z_um"]].to_numpy(float)
+    del cells
     if sources.decompose is None:
         table = anndata.AnnData(obs=obs)
     else:
         var = pd.DataFrame(_panel_columns(sources), index=sources.genes)
         table = anndata.AnnData(_lazy(sources.decompose / "mean.zarr"), obs=obs, var=var)
         table.layers["sd"] = _lazy(sources.decompose / "sd.zarr")
-        by_spot = read_frame(sources.decompose / "spots.parquet").set_index("spot_id")["status"]
-        failed = cells["spot_id"].map(by_spot).fillna("ok").to_numpy(str)
-        table.obs["status"] = np.where(failed == "ok", status, failed)
-    flat = cells["z_um"].nunique() <= 1
-    table.obsm["spatial"] = cells[["x_um", "y_um"] if flat else ["x_um", "y_um", "z_um"]].to_numpy(float)
+    table.obsm["spatial"] = places
     table.uns["spatialscope"] = _plain_notes(sources.notes)
     if sources.segment is None:
         return _annotate(table, "cell_centres", "cell_id")
-    table.obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
     return _annotate(table, "nucleus_polygons", "nucleus_id")
+
+
+def _status(sources: SectionSources, cells: pd.DataFrame) -> NDArray[np.object_]:
+    """Return the status of each cell, (cells,): that of its decomposition when that failed."""
+    typed = cells["status"].to_numpy(object)
+    if sources.decompose is None:
+        return typed
+    by_spot = read_frame(sources.decompose / "spots.parquet").set_index("spot_id")["status"]
+    expressed = cells["spot_id"].map(by_spot).fillna("ok").to_numpy(object)
+    return np.where(expressed == "ok", typed, expressed)
 
 
 def _lazy(path: Path) -> Any:
@@ -182,7 +229,7 @@ def _panel_columns(sources: SectionSources) -> dict[str, Any]:
 def _annotate(table: Any, region: str, key: str) -> Any:
     from spatialdata.models import TableModel
 
-    table.obs["region"] = pd.Categorical([region] * table.n_obs)
+    table.obs["region"] = pd.Categorical.from_codes(np.zeros(table.n_obs, np.int8), pd.Index([region]))
     return TableModel.parse(table, region=region, region_key="region", instance_key=key)
 
 
@@ -194,10 +241,11 @@ def _to_coordinates(scale: float, factor: float = 1.0) -> dict[str, Any]:
     return {"global": pixels, "um": Scale([factor * scale, factor * scale], axes=("x", "y"))}
 
 
-def _circles(places: pd.DataFrame, key: str, *, diameter_um: float, scale: float) -> Any:
+def _circles(path: Path, key: str, *, diameter_um: float, scale: float) -> Any:
     import geopandas
     from spatialdata.models import ShapesModel
 
+    places = read_frame(path, columns=[key, "x_px", "y_px"])
     points = geopandas.points_from_xy(places["x_px"], places["y_px"])
     radius = np.full(len(places), diameter_um / scale / 2)
     frame = geopandas.GeoDataFrame({"radius": radius}, geometry=points, index=places[key].to_numpy(str))
@@ -244,13 +292,10 @@ def _empty_labels(segment: Path, scale: float) -> Any:
 
 def _link_labels(source: Path, store: Path) -> None:
     """Put the painted label array in the place of the empty one that carries its metadata."""
-    import zarr
-
     element = store / "labels" / "nuclei"
     place = element / _first_level(element)
     shutil.rmtree(place)
     shutil.copytree(source, place, copy_function=_link)
-    zarr.consolidate_metadata(str(store))
 
 
 def _first_level(element: Path) -> str:
