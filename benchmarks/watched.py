@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -58,8 +59,10 @@ class Watched:
         }
 
 
-def watch(command: list[str | Path], *, limit_s: float | None = None) -> Watched:
+def watch(command: list[str | Path], *, limit_s: float | None = None, output: Path | None = None) -> Watched:
     """Return what a command cost; it is ended, with `finished` False, when it takes longer than the limit.
+
+    What it prints goes to `output` when that is given.
 
     Raises
     ------
@@ -67,7 +70,10 @@ def watch(command: list[str | Path], *, limit_s: float | None = None) -> Watched
         When the command fails.
     """
     seen, start = Watched(), time.perf_counter()
-    with subprocess.Popen([str(part) for part in command]) as process:
+    with (
+        contextlib.nullcontext() if output is None else output.open("wb") as printed,
+        subprocess.Popen([str(part) for part in command], stdout=printed) as process,
+    ):
         root = psutil.Process(process.pid)
         while process.poll() is None:
             seen.look(root)
