@@ -9,6 +9,7 @@ are exact and the same on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -51,6 +52,24 @@ class MultisetCache:
     n_cells: NDArray[np.int64]
     start: NDArray[np.int64]
     energy: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MixtureModel:
+    """What the cells of a spot add to its counts.
+
+    Attributes
+    ----------
+    profiles : (types, genes), signatures with the platform effect in them
+    rna_per_cell : (types,), RNA of a cell of each type, in any unit
+    table : likelihood table at the section's overdispersion
+    temper : power t the likelihood is raised to; below 1 where the model is known to be wrong
+    """
+
+    profiles: NDArray[np.float64]
+    rna_per_cell: NDArray[np.float64]
+    table: LikelihoodTable
+    temper: float = 1.0
 
 
 def choose_candidates(
@@ -100,36 +119,56 @@ def n_multisets(n_cells: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[
 def cache_multisets(
     counts: NDArray[np.int64],
     exposure: NDArray[np.float64],
-    profiles: NDArray[np.float64],
     n_cells: NDArray[np.int64],
     candidates: Candidates,
-    table: LikelihoodTable,
+    model: MixtureModel,
+    *,
+    field: NDArray[np.float64] | None = None,
 ) -> MultisetCache:
-    """Return −log likelihood of every multiset of labels of each spot.
+    """Return the energy of every multiset of labels of each spot.
 
-    log λ_ig = α_i + log((1/M_i) Σ_m μ_{k_im, g}) + γ_g (eq. 4).
+    t · (−log likelihood) + Σ_m field_{k_m}, with the rates of eq. (4) and cells that hold s_k RNA,
+
+        log λ_ig = α_i + log(Σ_m s_{k_im} μ_{k_im, g} / Σ_m s_{k_im}) + γ_g.
 
     Parameters
     ----------
     counts : (spots, genes), raw counts of the regression genes
-    exposure : (spots,), N_i exp(α_i); 0 gives every multiset the same energy (prior only)
-    profiles : (types, genes), signatures with the platform effect in them
+    exposure : (spots,), N_i exp(α_i); 0 leaves out the likelihood and the field (prior only)
     n_cells : (spots,), M_i
+    model : signatures, RNA per cell, table and temper
+    field : (spots, slots), nats each cell with that candidate adds
     """
     sizes = np.where(n_cells > 0, n_multisets(n_cells, candidates.size), 0)
     start = np.zeros(len(n_cells) + 1, np.int64)
     np.cumsum(sizes, out=start[1:])
     energy = _cache(
-        np.ascontiguousarray(counts, np.float64),
-        np.asarray(exposure, np.float64),
-        np.ascontiguousarray(profiles, np.float64),
-        np.asarray(n_cells, np.int64),
-        candidates.types,
-        candidates.size,
+        _Spots(
+            np.ascontiguousarray(counts, np.float64),
+            np.asarray(exposure, np.float64),
+            np.asarray(n_cells, np.int64),
+            candidates.types,
+            candidates.size,
+            np.zeros(candidates.types.shape) if field is None else np.asarray(field, np.float64),
+        ),
+        np.ascontiguousarray(model.profiles, np.float64),
+        np.asarray(model.rna_per_cell, np.float64),
         start,
-        table.lookup_for(np.asarray(counts)),
+        model.table.lookup_for(np.asarray(counts)),
+        model.temper,
     )
     return MultisetCache(candidates, np.asarray(n_cells, np.int64), start, energy)
+
+
+class _Spots(NamedTuple):
+    """What the compiled loop reads of the spots, arguments of `cache_multisets`."""
+
+    counts: NDArray[np.float64]
+    exposure: NDArray[np.float64]
+    n_cells: NDArray[np.int64]
+    types: NDArray[np.int64]
+    size: NDArray[np.int64]
+    field: NDArray[np.float64]
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -173,14 +212,8 @@ def next_multiset(tally: NDArray[np.int64], size: int) -> bool:
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _spot_energies(
-    counts: NDArray[np.float64],
-    rates_of: NDArray[np.float64],
-    n_cells: int,
-    energy: NDArray[np.int64],
-    table: Lookup,
-) -> None:
-    size, n_sets = len(rates_of), len(energy)
+def _all_tallies(n_cells: int, size: int, n_sets: int) -> NDArray[np.float64]:
+    """Return the counts of every multiset by rank, (size, multisets)."""
     tallies = np.empty((size, n_sets))
     tally = np.zeros(size, np.int64)
     tally[size - 1] = n_cells
@@ -188,39 +221,53 @@ def _spot_energies(
         for slot in range(size):
             tallies[slot, rank] = tally[slot]
         next_multiset(tally, size)
-    total, rates = np.zeros(n_sets), np.empty(n_sets)
-    for gene in range(len(counts)):
-        rates[:] = 0.0
-        for slot in range(size):
-            share = rates_of[slot, gene]
-            for rank in range(n_sets):
-                rates[rank] += tallies[slot, rank] * share
-        add_log_likelihoods(total, counts[gene], rates, table, -1.0)
-    for rank in range(n_sets):
-        energy[rank] = int(np.rint(total[rank] / QUANTUM))
+    return tallies
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _cache(  # noqa: PLR0913
-    counts: NDArray[np.float64],
-    exposure: NDArray[np.float64],
+def _log_likelihoods_of(
+    counts: NDArray[np.float64], profiles: NDArray[np.float64], shares: NDArray[np.float64], table: Lookup
+) -> NDArray[np.float64]:
+    """Return the log likelihood at rates shares · profiles, (multisets,); shares (size, multisets)."""
+    n_sets = shares.shape[1]
+    total, rates = np.zeros(n_sets), np.empty(n_sets)
+    for gene in range(len(counts)):
+        rates[:] = 0.0
+        for slot in range(len(shares)):
+            profile = profiles[slot, gene]
+            for rank in range(n_sets):
+                rates[rank] += shares[slot, rank] * profile
+        add_log_likelihoods(total, counts[gene], rates, table, 1.0)
+    return total
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _cache(
+    spots: _Spots,
     profiles: NDArray[np.float64],
-    n_cells: NDArray[np.int64],
-    types: NDArray[np.int64],
-    sizes: NDArray[np.int64],
+    rna: NDArray[np.float64],
     start: NDArray[np.int64],
     table: Lookup,
+    temper: float,
 ) -> NDArray[np.int64]:
     energy = np.zeros(start[-1], np.int64)
-    for spot in range(len(counts)):
-        if n_cells[spot] == 0 or exposure[spot] <= 0.0:
+    for spot in range(len(spots.counts)):
+        if spots.n_cells[spot] == 0 or spots.exposure[spot] <= 0.0:
             continue
-        size = sizes[spot]
-        share = np.empty((size, profiles.shape[1]))
+        size = spots.size[spot]
+        types = spots.types[spot, :size]
+        tallies = _all_tallies(spots.n_cells[spot], size, start[spot + 1] - start[spot])
+        field = np.zeros(tallies.shape[1])
+        amount = np.zeros(tallies.shape[1])
         for slot in range(size):
-            for gene in range(profiles.shape[1]):
-                share[slot, gene] = profiles[types[spot, slot], gene] * exposure[spot] / n_cells[spot]
-        _spot_energies(counts[spot], share, n_cells[spot], energy[start[spot] : start[spot + 1]], table)
+            field += tallies[slot] * spots.field[spot, slot]
+            tallies[slot] *= rna[types[slot]]
+            amount += tallies[slot]
+        for slot in range(size):
+            tallies[slot] *= spots.exposure[spot] / amount
+        found = _log_likelihoods_of(spots.counts[spot], profiles[types], tallies, table)
+        for rank in range(len(found)):
+            energy[start[spot] + rank] = int(np.rint((field[rank] - temper * found[rank]) / QUANTUM))
     return energy
 
 

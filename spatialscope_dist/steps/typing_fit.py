@@ -202,16 +202,15 @@ def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
 
 def cache_batch(task: SectionTask, low: int, high: int, max_cells: int) -> dict[str, Any]:
     """Write candidates and multiset energies of spots low:high (worker)."""
-    from spatialscope_dist.celltypes.multisets import cache_multisets, choose_candidates, first_labels
+    from spatialscope_dist.celltypes.multisets import MixtureModel, cache_multisets, choose_candidates, first_labels
 
     model, spots = load(task.work / "model.npz"), load(task.work / "spots.npz")
     counts = open_counts(task.ingest / "counts.zarr").rows(low, high)[:, model["columns"]].toarray().astype(np.int64)
     n_cells, weights = spots["n_cells"][low:high], spots["weights"][low:high]
     candidates = choose_candidates(weights, n_cells, max_cells=max_cells, max_multisets=task.options.max_multisets)
     known = spots["exposure"][low:high]
-    cache = cache_multisets(
-        np.where(known[:, None] > 0, counts, 0), known, model["profiles"], n_cells, candidates, _table(model)
-    )
+    mixture = MixtureModel(model["profiles"], np.ones(len(model["profiles"])), _table(model))
+    cache = cache_multisets(np.where(known[:, None] > 0, counts, 0), known, n_cells, candidates, mixture)
     save(
         task.cache_file(low),
         types=candidates.types,

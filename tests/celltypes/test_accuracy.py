@@ -13,6 +13,7 @@ from spatialscope_dist.celltypes.likelihood import likelihood_table
 from spatialscope_dist.celltypes.marginals import sample_marginals
 from spatialscope_dist.celltypes.multisets import (
     Candidates,
+    MixtureModel,
     MultisetCache,
     cache_multisets,
     choose_candidates,
@@ -58,7 +59,8 @@ def _type_cells(bench: dict[str, Any]):
     spot = bench["cell_spot"]
     n_cells = np.bincount(spot, minlength=len(counts))
     candidates = choose_candidates(weights, n_cells, max_cells=int(n_cells.max()), max_multisets=3000)
-    cache = cache_multisets(counts, totals * weights.sum(1), profiles, n_cells, candidates, table)
+    model = MixtureModel(profiles, np.ones(len(profiles)), table)
+    cache = cache_multisets(counts, totals * weights.sum(1), n_cells, candidates, model)
     graph = radius_graph(bench["cell_xy"], mean_degree=10)
     spots = quotient_graph(graph, spot, n_groups=len(counts))
     keys = spot_keys("mpfc1", [str(i) for i in range(len(counts))])

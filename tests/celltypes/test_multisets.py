@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spatialscope_dist.celltypes.likelihood import likelihood_table, log_likelihoods
 from spatialscope_dist.celltypes.multisets import (
     QUANTUM,
+    MixtureModel,
     binomials,
     cache_multisets,
     choose_candidates,
@@ -57,12 +58,17 @@ def test_cache_multisets__scalar_reference():
     counts, exposure, n_cells = rng.poisson(15, (3, 20)), np.array([310.0, 250.0, 0.0]), np.array([3, 0, 2])
     table = likelihood_table(0.4, max_count=100)
     candidates = choose_candidates(rng.dirichlet(np.ones(4), 3), n_cells, max_cells=3, max_multisets=100)
-    cache = cache_multisets(counts, exposure, profiles, n_cells, candidates, table)
+    rna = np.array([1.0, 2.0, 0.5, 3.0])
+    field = rng.normal(0, 1, candidates.types.shape)
+    model = MixtureModel(profiles, rna, table, temper=0.4)
+    cache = cache_multisets(counts, exposure, n_cells, candidates, model, field=field)
     size = candidates.size[0]
     choose = binomials(20, 10)
     for tally in (t for t in product(range(4), repeat=int(size)) if sum(t) == 3):
-        mean = sum(n * profiles[candidates.types[0, s]] for s, n in enumerate(tally)) / 3
-        expected = -log_likelihoods(counts[0].astype(float), exposure[0] * mean, table)[:, 0].sum()
+        held = [n * rna[candidates.types[0, s]] for s, n in enumerate(tally)]
+        mean = sum(n * profiles[candidates.types[0, s]] for s, n in enumerate(held)) / sum(held)
+        expected = -0.4 * log_likelihoods(counts[0].astype(float), exposure[0] * mean, table)[:, 0].sum()
+        expected += sum(n * field[0, s] for s, n in enumerate(tally))
         rank = multiset_rank(np.array(tally), size, choose)
         assert cache.energy[cache.start[0] + rank] * QUANTUM == pytest.approx(expected, abs=1e-4)
     assert cache.start[1] == cache.start[2]
