@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.celltypes.likelihood import Density, LikelihoodTable, likelihood_table
-from spatialscope_dist.celltypes.weights import fit_weights, spot_log_likelihoods
+from spatialscope_dist.celltypes.rctd import MAX_COUNT, fit_weights_as_rctd, spot_log_likelihoods_as_rctd
+from spatialscope_dist.celltypes.weights import fit_weights
 
 MAX_SPOTS = 1000
 _START = 1.0
 _MAX_ROUNDS = 8
-_COARSE = 8
+_FEW_SPOTS = 128  # enough to come near
 
 
 def overdispersion_grid() -> NDArray[np.float64]:
@@ -46,44 +47,75 @@ def estimate_overdispersion(
     *,
     kind: Density = "heavy_tailed",
     max_count: int = 1000,
+    rctd_compat: bool = False,
 ) -> float:
     """Return the σ_ε that fits the sampled spots best.
 
-    Weights are fitted at the current σ, then σ is moved to the grid value of highest likelihood,
-    until it stays (at most 8 rounds), as RCTD does.
+    Minimises min_w −Σ log Q over the grid: weights are fitted anew at every σ tried, each time from
+    those of the σ before. A few spots lead near the minimum, all spots decide.
 
     Parameters
     ----------
     counts : (spots, genes), raw counts of the regression genes
     totals : (spots,), raw counts of the spot over all genes
     profiles : (types, genes), signatures with the platform effect in them
+    kind : density of ε
+    max_count : largest count of the section
+    rctd_compat : RCTD's way instead: its capped fits, and σ moved with the weights held fixed, in turns
     """
     grid = overdispersion_grid()
-    position = int(np.searchsorted(grid, _START))
+    start = int(np.searchsorted(grid, _START))
+
+    @lru_cache(maxsize=4)
+    def table(position: int) -> LikelihoodTable:
+        return likelihood_table(float(grid[position]), kind=kind, max_count=MAX_COUNT if rctd_compat else max_count)
+
+    if rctd_compat:
+        return float(grid[_in_turns((counts, totals, profiles), table, len(grid), start)])
+    few = slice(None, None, -(-len(counts) // _FEW_SPOTS) or 1)
+    near = minimise_on_grid(_profile_loss((counts[few], totals[few], profiles), table), len(grid), start, stride=16)
+    return float(grid[minimise_on_grid(_profile_loss((counts, totals, profiles), table), len(grid), near, stride=1)])
+
+
+_Spots = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+_Tables = Callable[[int], LikelihoodTable]
+
+
+def _profile_loss(spots: _Spots, table: _Tables) -> Callable[[int], float]:
+    """Return the function min_w −Σ log Q of the position on the grid; it remembers the last weights."""
+    weights: NDArray[np.float64] | None = None
+
+    def loss(position: int) -> float:
+        nonlocal weights
+        fit = fit_weights(*spots, table(position), start=weights)
+        weights = fit.weights
+        return -float(np.nansum(fit.log_likelihoods))
+
+    return loss
+
+
+def _in_turns(spots: _Spots, table: _Tables, size: int, position: int) -> int:
+    """Return the position at which σ and weights stay, fitted in turns (at most 8 rounds), as RCTD does."""
+    counts, totals, profiles = spots
     seen: set[int] = set()
     for _ in range(_MAX_ROUNDS):
-        weights = fit_weights(counts, totals, profiles, _table(grid, position, kind, max_count)).weights
+        weights = fit_weights_as_rctd(*spots, table(position)).weights
         usable = np.flatnonzero(np.isfinite(weights).all(axis=1))
-        fixed = (counts[usable], totals[usable], profiles, weights[usable])
-        loss = partial(_negative_log_likelihood, fixed, grid, kind, max_count)
-        position = minimise_on_grid(loss, len(grid), position)
+        loss = partial(_fixed_loss, (counts[usable], totals[usable], profiles), weights[usable], table)
+        position = minimise_on_grid(loss, size, position, stride=8)
         if position in seen:
             break
         seen.add(position)
-    return float(grid[position])
+    return position
 
 
-_Fixed = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+def _fixed_loss(spots: _Spots, weights: NDArray[np.float64], table: _Tables, position: int) -> float:
+    counts, totals, profiles = spots
+    return -float(spot_log_likelihoods_as_rctd(counts, totals, profiles, weights, table(position)).sum())
 
 
-def _negative_log_likelihood(
-    fixed: _Fixed, grid: NDArray[np.float64], kind: Density, max_count: int, position: int
-) -> float:
-    return -float(spot_log_likelihoods(*fixed, _table(grid, position, kind, max_count)).sum())
-
-
-def minimise_on_grid(loss: Callable[[int], float], size: int, start: int) -> int:
-    """Return the position of the local minimum reached by halving strides from `start`."""
+def minimise_on_grid(loss: Callable[[int], float], size: int, start: int, *, stride: int) -> int:
+    """Return the position of the local minimum reached from `start` by strides halved down to 1."""
     values: dict[int, float] = {}
 
     def at(position: int) -> float:
@@ -91,7 +123,7 @@ def minimise_on_grid(loss: Callable[[int], float], size: int, start: int) -> int
             values[position] = loss(position)
         return values[position]
 
-    stride, best = _COARSE, start
+    best = start
     while stride >= 1:
         around = [p for p in (best - stride, best, best + stride) if 0 <= p < size]
         new = min(around, key=lambda p: (at(p), p))
@@ -99,7 +131,3 @@ def minimise_on_grid(loss: Callable[[int], float], size: int, start: int) -> int
             stride //= 2
         best = new
     return best
-
-
-def _table(grid: NDArray[np.float64], position: int, kind: Density, max_count: int) -> LikelihoodTable:
-    return likelihood_table(float(grid[position]), kind=kind, max_count=max_count)

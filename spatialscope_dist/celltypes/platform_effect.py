@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.celltypes.quadratic import damped_newton_step
+from spatialscope_dist.celltypes.quadratic import damped_newton_steps
 
 _MAX_ITERATIONS = 100
 _MIN_CHANGE = 1e-4
@@ -56,7 +56,7 @@ def bulk_proportions(
         miss = np.log(expected) - log_found
         gradient = expected_one @ (2.0 * miss / expected)
         hessian = (expected_one * (2.0 * (1.0 - miss) / expected**2)) @ expected_one.T
-        new = damped_newton_step(gradient, np.ascontiguousarray((hessian + hessian.T) / 2.0), pi, _DAMPING)
+        new = damped_newton_steps(gradient[None], (hessian + hessian.T)[None] / 2.0, pi[None], damping=_DAMPING)[0]
         change = float(np.abs(new - pi).sum())
         pi = new
         if change <= _MIN_CHANGE:

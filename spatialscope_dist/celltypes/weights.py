@@ -1,4 +1,10 @@
-"""RCTD's full weights: how much of each type's signature a spot holds, spot by spot."""
+"""RCTD's full weights: how much of each type's signature a spot holds, spot by spot.
+
+The weights minimise −Σ_g log Q(y_ig, N_i Σ_k w_ik μ_kg) within w ≥ 0. Where RCTD takes at most 50 steps of
+0.3 towards the minimum of a quadratic model, here the whole step is taken and shortened only when
+the objective would not fall: the same optimum in about seven steps (`rctd` holds RCTD's own rule).
+A step treats only the types that are present or whose weight wants to grow.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +14,17 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, log_likelihoods_into
-from spatialscope_dist.celltypes.quadratic import damped_newton_step
+from spatialscope_dist.celltypes.likelihood import MIN_RATE, LikelihoodTable, Lookup, log_likelihood_into
+from spatialscope_dist.celltypes.quadratic import minimise_nonnegative
 
-DAMPING = 0.3
-MAX_ITERATIONS = 50
-MIN_CHANGE = 1e-3
+MAX_ITERATIONS = 100
+MIN_CHANGE = 1e-4
+_DESCENT = 1e-4  # Armijo's constant: share of the predicted fall that must be reached
+_ROUNDING = 1e-12  # of the objective: what a fall may lack because of rounding
+_SHORTEST = 1e-3
+_RIDGE = 1e-6
+_MOST_FALL = 0.8  # of the sum of the weights in one step: where all rates are tiny the objective is flat
+_SUM_ORDER = {"reassoc", "contract", "nsz"}  # lets sums over genes use vector instructions
 
 
 @dataclass(frozen=True)
@@ -23,15 +34,22 @@ class SpotWeights:
     Attributes
     ----------
     weights : (spots, types), w ≥ 0; their sum is exp(α), NaN where the fit failed
-    converged : (spots,), whether the last step moved less than MIN_CHANGE in L1
+    converged : (spots,), whether the last step moved no more than MIN_CHANGE in L1
+    log_likelihoods : (spots,), Σ_g log Q at the weights
     """
 
     weights: NDArray[np.float64]
     converged: NDArray[np.bool_]
+    log_likelihoods: NDArray[np.float64]
 
 
 def fit_weights(
-    counts: NDArray[np.int64], totals: NDArray[np.int64], profiles: NDArray[np.float64], table: LikelihoodTable
+    counts: NDArray[np.int64],
+    totals: NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    table: LikelihoodTable,
+    *,
+    start: NDArray[np.float64] | None = None,
 ) -> SpotWeights:
     """Return the non-negative weights that maximise each spot's Poisson-lognormal likelihood.
 
@@ -43,19 +61,24 @@ def fit_weights(
     totals : (spots,), N_i, raw counts of the spot over all genes
     profiles : (types, genes), signatures with the platform effect in them
     table : likelihood table at the section's overdispersion
+    start : (spots, types), where to start; None = 1/K, as RCTD does
 
     Notes
     -----
-    Iteratively reweighted quadratic programme of RCTD "full" mode (Cable et al. 2022): at most
-    50 iterations of 0.3 of a Newton step within w ≥ 0, from w = 1/K.
+    Objective of RCTD "full" mode (Cable et al. 2022); projected Newton steps with Armijo's rule
+    (Bertsekas 1982) until a step moves at most 1e-4 in L1. Where outlying genes make the Hessian
+    indefinite, they are left out of it.
     """
-    weights, converged = _fit(
-        np.ascontiguousarray(counts, np.float64),
+    types = len(profiles)
+    fitted = np.full((len(counts), types), 1.0 / types) if start is None else np.array(start, np.float64, order="C")
+    converged, log_likelihoods = _fit(
+        fitted,
+        np.ascontiguousarray(counts, np.int64),
         np.asarray(totals, np.float64),
-        np.ascontiguousarray(np.asarray(profiles, np.float64).T),
+        np.ascontiguousarray(profiles, np.float64),
         table.lookup_for(np.asarray(counts)),
     )
-    return SpotWeights(weights, converged)
+    return SpotWeights(fitted, converged, log_likelihoods)
 
 
 def spot_log_likelihoods(
@@ -67,93 +90,184 @@ def spot_log_likelihoods(
 ) -> NDArray[np.float64]:
     """Return Σ_g log Q(y_ig, N_i Σ_k w_ik μ_kg) of each spot, (spots,); arguments as fit_weights."""
     values: NDArray[np.float64] = _spot_log_likelihoods(
-        np.ascontiguousarray(counts, np.float64),
+        np.ascontiguousarray(counts, np.int64),
         np.asarray(totals, np.float64),
-        np.ascontiguousarray(np.asarray(profiles, np.float64).T),
+        np.ascontiguousarray(profiles, np.float64),
         np.ascontiguousarray(weights, np.float64),
         table.lookup_for(np.asarray(counts)),
     )
     return values
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _rates(total: float, profiles: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return N Σ_k w_k μ_kg, at least RCTD's floor max(1e-4, 1e-7 N), (genes,); profiles (genes, types)."""
-    floor = max(1e-4, total * 1e-7)
-    rates = np.zeros(len(profiles))
+@numba.njit(cache=True, fastmath=_SUM_ORDER)  # type: ignore[untyped-decorator]
+def expected_into(
+    rates: NDArray[np.float64], total: float, profiles: NDArray[np.float64], weights: NDArray[np.float64]
+) -> None:
+    """Write N Σ_k w_k μ_kg, at least RCTD's floor max(1e-4, 1e-7 N), (genes,) (compiled)."""
+    rates[:] = 0.0
+    for k in range(len(weights)):
+        scale = weights[k] * total
+        if scale != 0.0:
+            profile = profiles[k]
+            for gene in range(len(rates)):
+                rates[gene] += scale * profile[gene]
+    floor = max(MIN_RATE, total * 1e-7)
     for gene in range(len(rates)):
-        for k in range(len(weights)):
-            rates[gene] += weights[k] * profiles[gene, k]
-        rates[gene] = max(rates[gene] * total, floor)
-    return rates
+        rates[gene] = max(rates[gene], floor)
+
+
+@numba.njit(cache=True, fastmath=_SUM_ORDER)  # type: ignore[untyped-decorator]
+def gradient_into(
+    gradient: NDArray[np.float64], first: NDArray[np.float64], total: float, profiles: NDArray[np.float64]
+) -> None:
+    """Write ∂(−Σ_g log Q)/∂w, (types,), from the derivatives in λ (compiled)."""
+    for k in range(len(gradient)):
+        slope = 0.0
+        profile = profiles[k]
+        for gene in range(len(first)):
+            slope += first[gene] * profile[gene]
+        gradient[k] = -total * slope
+
+
+@numba.njit(cache=True, fastmath=_SUM_ORDER)  # type: ignore[untyped-decorator]
+def hessian_into(
+    hessian: NDArray[np.float64],
+    second: NDArray[np.float64],
+    total: float,
+    profiles: NDArray[np.float64],
+    types: NDArray[np.int64],
+) -> None:
+    """Write the Hessian of −Σ_g log Q in the weights of `types`, (types, types) (compiled)."""
+    scaled = np.empty(len(second))
+    for i in range(len(types)):
+        profile = profiles[types[i]]
+        for gene in range(len(second)):
+            scaled[gene] = -total * total * second[gene] * profile[gene]
+        for j in range(i + 1):
+            other = profiles[types[j]]
+            product = 0.0
+            for gene in range(len(second)):
+                product += scaled[gene] * other[gene]
+            hessian[i, j] = product
+            hessian[j, i] = product
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _derivatives(
-    counts: NDArray[np.float64],
+def _direction_into(  # noqa: PLR0913
+    step: NDArray[np.float64],
+    gradient: NDArray[np.float64],
+    second: NDArray[np.float64],
     total: float,
     profiles: NDArray[np.float64],
     weights: NDArray[np.float64],
+) -> None:
+    """Write the step to the minimum of the quadratic model within w ≥ 0, (types,)."""
+    types, n = np.empty(len(weights), np.int64), 0
+    for k in range(len(weights)):
+        step[k] = 0.0
+        if weights[k] > 0.0 or gradient[k] < 0.0:
+            types[n] = k
+            n += 1
+    types = types[:n]
+    hessian, linear, target = np.empty((n, n)), np.empty(n), np.empty(n)
+    hessian_into(hessian, second, total, profiles, types)
+    if not _minimise_model(target, linear, hessian, gradient, weights, types):
+        hessian_into(hessian, np.minimum(second, 0.0), total, profiles, types)
+        for i in range(n):
+            hessian[i, i] += _RIDGE * (hessian[i, i] + 1.0)
+        _minimise_model(target, linear, hessian, gradient, weights, types)
+    for i in range(n):
+        step[types[i]] = target[i] - weights[types[i]]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _minimise_model(  # noqa: PLR0913
+    target: NDArray[np.float64],
+    linear: NDArray[np.float64],
+    hessian: NDArray[np.float64],
+    gradient: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    types: NDArray[np.int64],
+) -> bool:
+    """Write the minimum of the quadratic model of the chosen types; False where the Hessian is indefinite."""
+    for i in range(len(types)):
+        target[i] = weights[types[i]]
+        linear[i] = -gradient[types[i]]
+        for j in range(len(types)):
+            linear[i] += hessian[i, j] * weights[types[j]]
+    definite: bool = minimise_nonnegative(hessian, linear, target)
+    return definite
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _fit_spot(
+    weights: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    total: float,
+    profiles: NDArray[np.float64],
     table: Lookup,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return gradient (types,) and Hessian (types, types) of −Σ_g log Q in the weights."""
-    n_types = len(weights)
-    gradient, hessian = np.zeros(n_types), np.zeros((n_types, n_types))
-    terms = np.empty((len(counts), 3))
-    log_likelihoods_into(terms, counts, _rates(total, profiles, weights), table)
-    for gene in range(len(counts)):
-        d1, d2 = terms[gene, 1] * total, terms[gene, 2] * total * total
-        profile = profiles[gene]
-        for k in range(n_types):
-            gradient[k] -= d1 * profile[k]
-            scaled = d2 * profile[k]
-            row = hessian[k]
-            for other in range(k + 1):
-                row[other] -= scaled * profile[other]
-    for k in range(n_types):
-        for other in range(k):
-            hessian[other, k] = hessian[k, other]
-    return gradient, hessian
+) -> tuple[bool, float]:
+    """Move the weights to the optimum; return whether it was reached, and Σ_g log Q there."""
+    rates, first, second = np.empty(len(counts)), np.empty(len(counts)), np.empty(len(counts))
+    gradient, step, new = np.empty(len(weights)), np.empty(len(weights)), np.empty(len(weights))
+    expected_into(rates, total, profiles, weights)
+    value = log_likelihood_into(first, second, counts, rates, table)
+    if not np.isfinite(value):
+        weights[:] = np.nan
+        return False, value
+    for _ in range(MAX_ITERATIONS):
+        gradient_into(gradient, first, total, profiles)
+        _direction_into(step, gradient, second, total, profiles, weights)
+        length, rise, change, fall = 1.0, 0.0, 0.0, 0.0
+        for k in range(len(step)):
+            rise -= gradient[k] * step[k]
+            change += abs(step[k])
+            fall -= step[k]
+        while length * fall > _MOST_FALL * weights.sum():
+            length *= 0.5
+        while True:
+            for k in range(len(step)):
+                new[k] = max(weights[k] + length * step[k], 0.0)
+            expected_into(rates, total, profiles, new)
+            new_value = log_likelihood_into(first, second, counts, rates, table)
+            if new_value >= value + _DESCENT * length * rise - _ROUNDING * abs(value):
+                break
+            if length < _SHORTEST:
+                return False, value
+            length *= 0.5
+        weights[:] = new
+        value = new_value
+        if change <= MIN_CHANGE:
+            return True, value
+    return False, value
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _fit(
-    counts: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    counts: NDArray[np.int64],
     totals: NDArray[np.float64],
     profiles: NDArray[np.float64],
     table: Lookup,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    n_spots, n_types = len(counts), profiles.shape[1]
-    fitted = np.empty((n_spots, n_types))
-    converged = np.zeros(n_spots, np.bool_)
-    for spot in range(n_spots):
-        weights = np.full(n_types, 1.0 / n_types)
-        for _ in range(MAX_ITERATIONS):
-            gradient, hessian = _derivatives(counts[spot], totals[spot], profiles, weights, table)
-            if not np.isfinite(gradient).all():
-                weights[:] = np.nan
-                break
-            new = damped_newton_step(gradient, hessian, weights, DAMPING)
-            change = np.abs(new - weights).sum()
-            weights = new
-            if change <= MIN_CHANGE:
-                converged[spot] = True
-                break
-        fitted[spot] = weights
-    return fitted, converged
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    converged, values = np.empty(len(counts), np.bool_), np.empty(len(counts))
+    for spot in range(len(counts)):
+        converged[spot], values[spot] = _fit_spot(weights[spot], counts[spot], totals[spot], profiles, table)
+    return converged, values
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _spot_log_likelihoods(
-    counts: NDArray[np.float64],
+    counts: NDArray[np.int64],
     totals: NDArray[np.float64],
     profiles: NDArray[np.float64],
     weights: NDArray[np.float64],
     table: Lookup,
 ) -> NDArray[np.float64]:
-    values = np.zeros(len(counts))
-    terms = np.empty((counts.shape[1], 3))
+    n_genes = counts.shape[1]
+    rates, first, second = np.empty(n_genes), np.empty(n_genes), np.empty(n_genes)
+    values = np.empty(len(counts))
     for spot in range(len(counts)):
-        log_likelihoods_into(terms, counts[spot], _rates(totals[spot], profiles, weights[spot]), table)
-        values[spot] = terms[:, 0].sum()
+        expected_into(rates, totals[spot], profiles, weights[spot])
+        values[spot] = log_likelihood_into(first, second, counts[spot], rates, table)
     return values

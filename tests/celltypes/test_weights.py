@@ -17,6 +17,7 @@ from spatialscope_dist.celltypes.overdispersion import (
 )
 from spatialscope_dist.celltypes.platform_effect import bulk_proportions, platform_effect
 from spatialscope_dist.celltypes.quadratic import minimise_nonnegative, nearest_definite
+from spatialscope_dist.celltypes.rctd import fit_weights_as_rctd
 from spatialscope_dist.celltypes.weights import fit_weights, spot_log_likelihoods
 
 
@@ -36,15 +37,26 @@ def test_minimise_nonnegative__scipy_nnls(n, seed):
     rng = np.random.default_rng(seed)
     design, target = rng.normal(size=(n + 3, n)), rng.normal(size=n + 3)
     start = np.maximum(rng.normal(size=n), 0.0)
-    found = minimise_nonnegative(design.T @ design, design.T @ target, start)
+    found = start.copy()
+    assert minimise_nonnegative(design.T @ design, design.T @ target, found)
     assert np.allclose(found, nnls(design, target)[0], atol=1e-8)
+
+
+def test_minimise_nonnegative__indefinite():
+    assert not minimise_nonnegative(np.array([[1.0, 2.0], [2.0, 1.0]]), np.ones(2), np.ones(2))
 
 
 def test_nearest_definite__raises_small_eigenvalues_only():
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
-    for values in ([5.0, 1.0, -2.0], [3.0, 2.0, 1.0]):
-        found = nearest_definite(np.ascontiguousarray(vectors @ np.diag(values) @ vectors.T))
-        assert np.allclose(np.linalg.eigvalsh(found), np.sort(np.maximum(values, 1e-3)))
+    values = np.array([[5.0, 1.0, -2.0], [3.0, 2.0, 1.0]])
+    found = nearest_definite(np.stack([vectors @ np.diag(one) @ vectors.T for one in values]))
+    assert np.allclose(np.linalg.eigvalsh(found), np.sort(np.maximum(values, 1e-3)))
+
+
+def _loss(w, counts, total, profiles, table):
+    """The objective of a spot, one gene at a time."""
+    rates = [max(total * float(np.maximum(w, 0) @ profile), 1e-4) for profile in profiles.T]
+    return -sum(log_likelihoods(np.array([y]), np.array([x]), table)[0, 0] for y, x in zip(counts, rates, strict=True))
 
 
 def test_fit_weights__general_purpose_optimiser():
@@ -52,27 +64,61 @@ def test_fit_weights__general_purpose_optimiser():
     table = likelihood_table(0.3, max_count=int(counts.max()))
     found = fit_weights(counts, totals, profiles, table)
     assert found.converged.all()
-
-    def loss(w, spot):
-        rates = totals[spot] * np.maximum(w, 0) @ profiles
-        return -log_likelihoods(counts[spot].astype(float), rates, table)[:, 0].sum()
-
     for spot in range(6):
-        best = minimize(loss, found.weights[spot], (spot,), bounds=[(0, None)] * 4, method="L-BFGS-B")
-        reached = -spot_log_likelihoods(counts, totals, profiles, found.weights, table)[spot]
-        assert reached == pytest.approx(loss(found.weights[spot], spot), abs=1e-6)
-        assert reached - best.fun < 0.02
+        about = (counts[spot], totals[spot], profiles, table)
+        best = minimize(_loss, found.weights[spot], about, bounds=[(0, None)] * 4, method="L-BFGS-B")
+        assert -found.log_likelihoods[spot] == pytest.approx(_loss(found.weights[spot], *about), abs=1e-6)
+        assert -found.log_likelihoods[spot] - best.fun < 1e-6
+        assert np.abs(found.weights[spot] - best.x).max() < 1e-3
+
+
+@settings(deadline=None, max_examples=30)
+@given(n_types=st.integers(1, 9), depth=st.integers(1, 5000), seed=st.integers(0, 10_000))
+def test_fit_weights__no_start_does_better(n_types, depth, seed):
+    counts, totals, profiles, _ = _section(n_spots=3, n_types=n_types, depth=depth, noise=0.8, seed=seed)
+    table = likelihood_table(0.8, max_count=int(counts.max()))
+    found = fit_weights(counts, totals, profiles, table)
+    rng = np.random.default_rng(seed)
+    for around in (0.0, 0.1):
+        near = np.maximum(found.weights * (1 + around * rng.normal(size=found.weights.shape)), 0.0)
+        again = fit_weights(counts, totals, profiles, table, start=near)
+        assert (again.log_likelihoods <= found.log_likelihoods + 1e-5).all()
+        assert (again.log_likelihoods >= spot_log_likelihoods(counts, totals, profiles, near, table) - 1e-9).all()
+
+
+def test_fit_weights__as_far_as_the_small_steps_of_rctd_lead():
+    counts, totals, profiles, _ = _section(n_spots=100, noise=0.5, depth=150)
+    assert counts.max() <= 100  # RCTD's cap
+    table = likelihood_table(0.5, max_count=max(int(counts.max()), 100))
+    rctd, found = (fit(counts, totals, profiles, table) for fit in (fit_weights_as_rctd, fit_weights))
+    assert rctd.converged.all()
+    assert np.abs(rctd.weights - found.weights).max() < 4e-3  # RCTD stops 1e-3 · 0.7 / 0.3 (L1) short of the optimum
+    assert (found.log_likelihoods > rctd.log_likelihoods).all()
+
+
+def test_fit_weights__empty_and_undefined_spots():
+    counts, totals, profiles, _ = _section(n_spots=3)
+    table = likelihood_table(0.3, max_count=int(counts.max()))
+    assert fit_weights(counts[:0], totals[:0], profiles, table).weights.shape == (0, 4)
+    counts[1] = 0
+    found = fit_weights(counts, totals, profiles, table)
+    assert found.weights[1].sum() < 1e-3
+    assert np.isfinite(found.weights).all()
+    profiles[0, 0] = np.nan
+    for fit in (fit_weights, fit_weights_as_rctd):
+        broken = fit(counts, totals, profiles, table)
+        assert np.isnan(broken.weights).all()
+        assert not broken.converged.any()
 
 
 def test_fit_weights__recovers_composition_and_ignores_the_batch():
     counts, totals, profiles, truth = _section()
-    table = likelihood_table(0.3, max_count=int(counts.max()))
-    whole = fit_weights(counts, totals, profiles, table).weights
-    parts = np.vstack(
-        [fit_weights(counts[i : i + 7], totals[i : i + 7], profiles, table).weights for i in range(0, 60, 7)]
-    )
-    assert np.array_equal(whole, parts)
-    assert np.abs(whole - truth).mean() < 0.05
+    table = likelihood_table(0.3, max_count=max(int(counts.max()), 100))
+    for fit in (fit_weights, fit_weights_as_rctd):
+        whole = fit(counts, totals, profiles, table).weights
+        parts = [fit(counts[i : i + 7], totals[i : i + 7], profiles, table).weights for i in range(0, 60, 7)]
+        assert np.array_equal(whole, np.vstack(parts))
+        assert np.abs(whole - truth).mean() < 0.05
 
 
 def test_estimate_overdispersion__near_the_truth():
@@ -81,9 +127,28 @@ def test_estimate_overdispersion__near_the_truth():
     assert 0.3 < found < 0.5
 
 
+@pytest.mark.parametrize("kind", ["heavy_tailed", "normal"])
+def test_estimate_overdispersion__exhaustive_search(kind):
+    counts, totals, profiles, _ = _section(n_spots=200, noise=0.6, depth=500, seed=3)
+    grid, most = overdispersion_grid(), int(counts.max())
+    losses = [
+        -fit_weights(counts, totals, profiles, likelihood_table(x, kind=kind, max_count=most)).log_likelihoods.sum()
+        for x in grid.tolist()
+    ]
+    found = estimate_overdispersion(counts, totals, profiles, kind=kind, max_count=most)
+    assert found == grid[np.argmin(losses)]
+
+
+def test_estimate_overdispersion__rctd_compat_is_near():
+    counts, totals, profiles, _ = _section(n_spots=60, noise=0.4, depth=1000)
+    ours, rctds = (estimate_overdispersion(counts, totals, profiles, rctd_compat=compat) for compat in (False, True))
+    assert abs(ours - rctds) <= 0.03
+
+
 def test_minimise_on_grid__finds_the_minimum():
     for target in (0, 3, 60, 125):
-        assert minimise_on_grid(lambda p, t=target: (p - t) ** 2, 126, 75) == target
+        for stride in (1, 16):
+            assert minimise_on_grid(lambda p, t=target: (p - t) ** 2, 126, 75, stride=stride) == target
     assert len(overdispersion_grid()) == 126
 
 
