@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import tempfile
 import threading
 import time
@@ -17,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 
+from benchmarks.faults import kill_busiest_worker
 from benchmarks.he_mosaic import read_fields, write_mosaic
 from benchmarks.segmentation_setting import GIB, data_folder, save, slide_of
 
@@ -27,21 +25,14 @@ from benchmarks.segmentation_setting import GIB, data_folder, save, slide_of
 class Killer:
     """Kills the busiest worker while windows are predicted."""
 
-    pids: list[int]
     units: Path
     after_s: float = 0.4
     note: dict[str, Any] = field(default_factory=dict)
 
     def strike(self) -> None:
         """End one worker with SIGKILL and note how far prediction was."""
-        processes = [psutil.Process(pid) for pid in self.pids if psutil.pid_exists(pid)]
-        before = [sum(process.cpu_times()[:2]) for process in processes]
-        time.sleep(0.2)
-        used = [sum(process.cpu_times()[:2]) - start for process, start in zip(processes, before, strict=True)]
-        busiest = processes[int(np.argmax(used))]
         done = len(list(self.units.glob("predict_*.json")))
-        os.kill(busiest.pid, signal.SIGKILL)
-        self.note = {"signal": "SIGKILL", "predict_units_done": done, "worker_was_busy": max(used) > 0.05}
+        self.note = {"signal": "SIGKILL", "predict_units_done": done, "worker_was_busy": kill_busiest_worker()}
 
 
 def invariance(shape: tuple[int, int], tiles: Sequence[int], workers: Sequence[int]) -> None:
@@ -86,7 +77,7 @@ def _hash_one(image: Path, pool: Any, *, tile: int, fault: bool) -> dict[str, An
             run = partial(pool.map, function, arguments, ledger_units=units, framework="tensorflow")
             if not fault or function is not predict_windows:
                 return dict(run())
-            killer = Killer(pool.worker_pids(), units.folder)
+            killer = Killer(units.folder)
             timer = threading.Timer(killer.after_s, killer.strike)
             timer.start()
             done = dict(run())
