@@ -12,7 +12,14 @@ from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.steps.typing_cells import finish_section
 from spatialscope_dist.steps.typing_fit import SectionTask, batches, cache_batch, fit_batch, prepare_section
 from spatialscope_dist.steps.typing_list import list_cells
-from spatialscope_dist.steps.typing_sweeps import SweepTask, connect_cells, sweep_all, sweep_here, write_block
+from spatialscope_dist.steps.typing_sweeps import (
+    LABEL_BYTES,
+    SweepTask,
+    connect_cells,
+    sweep_all,
+    sweep_here,
+    write_block,
+)
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.study import SectionFacts
@@ -225,10 +232,20 @@ def _sweep(steps: _Steps, tasks: dict[str, SectionTask], sections: dict[str, dic
     tag = f"{task.n_blocks}-{batch}"
     graph = steps.map(connect_cells, {f"graph-{tag}": {"task": task}})[f"graph-{tag}"]
     blocks = {f"block-{tag}-{number}": {"task": task, "number": number} for number in range(task.n_blocks)}
-    steps.map(write_block, blocks)
+    halo = _halo(steps.map(write_block, blocks))
     if task.n_blocks == 1:
         swept = steps.map(sweep_here, {f"sweeps-{tag}": {"task": task}})[f"sweeps-{tag}"]
     else:
         swept = sweep_all(task, lambda function, calls: steps.context.pool.sweep(function, calls))
     multisets = sum(cached[unit]["multisets"] for unit in caches)
-    return {**graph, **swept, "multisets": multisets, "n_sweeps": len(swept["changes"])}
+    return {**graph, **swept, **halo, "multisets": multisets, "n_sweeps": len(swept["changes"])}
+
+
+def _halo(blocks: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Return what dividing the sweep costs: labels sent to the blocks, and spots updated by more than one."""
+    total = {name: sum(block[name] for block in blocks.values()) for name in ("cells", "spots", "own_spots")}
+    return {
+        "blocks": len(blocks),
+        "bytes_per_sweep": LABEL_BYTES * total["cells"] if len(blocks) > 1 else 0,
+        "redundant_updates": total["spots"] / max(total["own_spots"], 1) - 1.0,
+    }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spatialscope_dist.celltypes.potts import Block
     from spatialscope_dist.celltypes.spot_updates import Prior
 
+LABEL_BYTES = np.dtype(np.int16).itemsize
 Runner = Callable[[Callable[..., Any], list[dict[str, Any]]], list[Any]]
 
 
