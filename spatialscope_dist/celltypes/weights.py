@@ -161,7 +161,7 @@ def _direction_into(  # noqa: PLR0913
     profiles: NDArray[np.float64],
     weights: NDArray[np.float64],
 ) -> None:
-    """Write the step to the minimum of the quadratic model within w ≥ 0, (types,)."""
+    """Write the step to the minimum of the quadratic model within w ≥ 0, (types,); `second` may change."""
     types, n = np.empty(len(weights), np.int64), 0
     for k in range(len(weights)):
         step[k] = 0.0
@@ -172,7 +172,9 @@ def _direction_into(  # noqa: PLR0913
     hessian, linear, target = np.empty((n, n)), np.empty(n), np.empty(n)
     hessian_into(hessian, second, total, profiles, types)
     if not _minimise_model(target, linear, hessian, gradient, weights, types):
-        hessian_into(hessian, np.minimum(second, 0.0), total, profiles, types)
+        for gene in range(len(second)):
+            second[gene] = min(second[gene], 0.0)
+        hessian_into(hessian, second, total, profiles, types)
         for i in range(n):
             hessian[i, i] += _RIDGE * (hessian[i, i] + 1.0)
         _minimise_model(target, linear, hessian, gradient, weights, types)
@@ -200,6 +202,23 @@ def _minimise_model(  # noqa: PLR0913
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _reach(
+    step: NDArray[np.float64], gradient: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Return the step's L1 length, the rise of the log likelihood along it, and the share of it to try first."""
+    change, rise, fall, most = 0.0, 0.0, 0.0, 0.0
+    for k in range(len(step)):
+        change += abs(step[k])
+        rise -= gradient[k] * step[k]
+        fall -= step[k]
+        most += _MOST_FALL * weights[k]
+    share = 1.0
+    while share * fall > most:
+        share *= 0.5
+    return change, rise, share
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _fit_spot(
     weights: NDArray[np.float64],
     counts: NDArray[np.int64],
@@ -218,13 +237,7 @@ def _fit_spot(
     for _ in range(MAX_ITERATIONS):
         gradient_into(gradient, first, total, profiles)
         _direction_into(step, gradient, second, total, profiles, weights)
-        length, rise, change, fall = 1.0, 0.0, 0.0, 0.0
-        for k in range(len(step)):
-            rise -= gradient[k] * step[k]
-            change += abs(step[k])
-            fall -= step[k]
-        while length * fall > _MOST_FALL * weights.sum():
-            length *= 0.5
+        change, rise, length = _reach(step, gradient, weights)
         while True:
             for k in range(len(step)):
                 new[k] = max(weights[k] + length * step[k], 0.0)
@@ -235,7 +248,8 @@ def _fit_spot(
             if length < _SHORTEST:
                 return False, value
             length *= 0.5
-        weights[:] = new
+        for k in range(len(step)):
+            weights[k] = new[k]
         value = new_value
         if change <= MIN_CHANGE:
             return True, value
