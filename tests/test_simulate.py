@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.simulate import (
+    Nuclei,
     SimulatedStudy,
     SimulationSettings,
     draw_histology,
@@ -17,7 +18,7 @@ from spatialscope_dist.simulate import (
     write_once,
     write_study,
 )
-from spatialscope_dist.simulate.settings import LAYER_COMPOSITION, TYPE_NAMES
+from spatialscope_dist.simulate.settings import LAYER_COMPOSITION, NUCLEUS_RADIUS_UM, NUCLEUS_STAIN, TYPE_NAMES
 from spatialscope_dist.simulate.tissue import layer_shares, place_spots, smooth_field, tissue_cover
 
 
@@ -135,23 +136,37 @@ def test_draw_labels__one_ellipse_has_its_area_and_nearest_wins() -> None:
     assert both[40, 49] == 2
 
 
+def one_nucleus(n: int = 1, **parts: object) -> Nuclei:
+    shape = {"centres_um": np.zeros((n, 2)), "semi_axes_um": np.tile([5.0, 4.0], (n, 1)), "angles_rad": np.zeros(n)}
+    return Nuclei(**{**shape, "types": np.zeros(n, np.int64), "stain": np.ones(n), **parts})
+
+
 def test_draw_histology__cut_nucleus_at_the_edge_and_none_at_all() -> None:
     rng = np.random.default_rng(0)
-    image = draw_histology(
-        np.array([[0.0, 0.0]]), np.array([[5.0, 4.0]]), np.zeros(1), shape=(64, 48), pixel_size_um=0.5, rng=rng
-    )
+    image = draw_histology(one_nucleus(), shape=(64, 48), pixel_size_um=0.5, rng=rng)
     assert image.shape == (3, 64, 48)
     assert image[0, 0, 0] < image[0, 40, 40] - 40
-    blank = draw_histology(
-        np.zeros((0, 2)),
-        np.zeros((0, 2)),
-        np.zeros(0),
-        shape=(32, 32),
-        pixel_size_um=0.5,
-        rng=rng,
-        tissue=np.zeros((32, 32)),
-    )
+    blank = draw_histology(one_nucleus(0), shape=(32, 32), pixel_size_um=0.5, rng=rng, tissue=np.zeros((32, 32)))
     assert blank.min() > 215
+
+
+def test_draw_histology__more_stain_is_darker() -> None:
+    inside = []
+    for stain in (0.7, 1.3):
+        nucleus = one_nucleus(centres_um=np.array([[16.0, 16.0]]), stain=np.array([stain]))
+        image = draw_histology(nucleus, shape=(64, 64), pixel_size_um=0.5, rng=np.random.default_rng(1))
+        inside.append(image[:, 28:37, 28:37].mean())
+    assert inside[1] < inside[0] - 15
+
+
+@pytest.mark.parametrize("looks", ["size", "size and stain", "shuffled"])
+def test_simulate__looks_of_nuclei_go_with_types_unless_shuffled(looks: str) -> None:
+    nuclei = simulate(SimulationSettings(n_spots=20, nucleus_looks=looks), seed=3).nuclei
+    radii = np.sqrt(nuclei.semi_axes_um.prod(axis=1))
+    by_size = np.corrcoef(radii, np.array(NUCLEUS_RADIUS_UM)[nuclei.types])[0, 1]
+    assert by_size < 0.15 if looks == "shuffled" else by_size > 0.7
+    assert (np.ptp(nuclei.stain) == 0) == (looks == "size")
+    assert (nuclei.stain == np.array(NUCLEUS_STAIN)[nuclei.types]).all() == (looks == "size and stain")
 
 
 def test_write_study__files_agree_with_each_other(study: SimulatedStudy, tmp_path: Path) -> None:

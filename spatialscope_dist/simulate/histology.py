@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from spatialscope_dist.simulate.tissue import Nuclei
+
 Array = NDArray[np.float64]
 
 #: Optical density of the stains per unit amount, (stains, rgb): haematoxylin (Ruifrok & Johnston 2001), pink eosin.
@@ -49,9 +51,7 @@ def draw_labels(
 
 
 def draw_histology(
-    centres_um: Array,
-    semi_axes_um: Array,
-    angles_rad: Array,
+    nuclei: Nuclei,
     *,
     shape: tuple[int, int],
     pixel_size_um: float,
@@ -62,15 +62,19 @@ def draw_histology(
 
     Parameters
     ----------
-    centres_um, semi_axes_um, angles_rad, shape, pixel_size_um
-        As in :func:`draw_labels`.
+    nuclei
+        What is drawn; `types` play no part.
+    shape
+        (y, x) in pixels.
+    pixel_size_um
+        µm per pixel.
     rng
         Source of stain strength, texture and camera noise.
     tissue
         (y, x) in [0, 1]: share of tissue in each pixel, 0 = glass. None: tissue everywhere.
     """
     cover = np.ones(shape, dtype=np.float32) if tissue is None else tissue.astype(np.float32)
-    stain = _draw_nuclei(centres_um, semi_axes_um, angles_rad, shape, pixel_size_um, rng)
+    stain = _draw_nuclei(nuclei, shape, pixel_size_um, rng)
     stain *= 1 + 0.22 * _texture(shape, 0.7 / pixel_size_um, rng)
     ground = 0.34 + 0.07 * _texture(shape, 1.2 / pixel_size_um, rng) + 0.08 * _texture(shape, 14 / pixel_size_um, rng)
     ground += 0.10 * np.maximum(_fibres(shape, pixel_size_um, rng), 0)
@@ -87,19 +91,15 @@ def draw_histology(
 
 
 def _draw_nuclei(
-    centres_um: Array,
-    semi_axes_um: Array,
-    angles_rad: Array,
-    shape: tuple[int, int],
-    pixel_size_um: float,
-    rng: np.random.Generator,
+    nuclei: Nuclei, shape: tuple[int, int], pixel_size_um: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     stain = np.zeros(shape, dtype=np.float32)
-    strength = rng.uniform(0.75, 1.3, size=len(centres_um))
-    rim = rng.uniform(0.0, 0.35, size=len(centres_um))
-    ellipses = _ellipses(centres_um, semi_axes_um, angles_rad, shape, pixel_size_um, margin=1.25)
+    strength = nuclei.stain * rng.uniform(0.75, 1.3, size=len(nuclei.stain))
+    rim = rng.uniform(0.0, 0.35, size=len(nuclei.stain))
+    axes = nuclei.semi_axes_um
+    ellipses = _ellipses(nuclei.centres_um, axes, nuclei.angles_rad, shape, pixel_size_um, margin=1.25)
     for index, (window, distance) in enumerate(ellipses):
-        soft = pixel_size_um / float(semi_axes_um[index].mean())
+        soft = pixel_size_um / float(axes[index].mean())
         inside = np.clip((1 + soft / 2 - distance) / soft, 0, 1)
         amount = strength[index] * inside * (1 - rim[index] * (1 - np.minimum(distance, 1) ** 2))
         stain[window] = np.maximum(stain[window], amount)

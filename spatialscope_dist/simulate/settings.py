@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 #: Cell types in the order of the composition tables; the tree is (excitatory, inhibitory), (glia), (vessel, immune).
 TYPE_NAMES = (
@@ -41,6 +42,9 @@ LAYER_COMPOSITION = (
 NUCLEUS_RADIUS_UM = (3.6, 3.0, 4.8, 4.4, 4.1, 4.1, 2.8, 3.2)
 RELATIVE_SIZE = (0.8, 0.6, 1.7, 1.5, 1.3, 1.2, 0.5, 0.7)
 
+#: Haematoxylin of each type's nucleus relative to the average one, where types differ in it: neurons are pale.
+NUCLEUS_STAIN = (0.85, 1.05, 0.7, 0.75, 0.85, 0.95, 1.3, 1.2)
+
 
 @dataclass(frozen=True)
 class SimulationSettings:
@@ -60,6 +64,9 @@ class SimulationSettings:
         Density of nuclei; 2,300/mm² gives about 5 cells per spot (1-10), as in cortex sections of 10 µm.
     nucleus_radius_cv, nucleus_aspect_max
         Spread of nucleus radii inside a type; largest ratio of the axes.
+    nucleus_looks
+        What types differ in: the size of their nuclei, size and stain, or, as a control, in size and stain but with
+        every nucleus looking like one of a random cell of the section.
     nucleus_gap
         Two nuclei are never closer than this multiple of the sum of their mean radii (sections overlap a little).
     layer_blur
@@ -100,6 +107,7 @@ class SimulationSettings:
     cells_per_mm2: float = 2300.0
     nucleus_radius_cv: float = 0.12
     nucleus_aspect_max: float = 1.6
+    nucleus_looks: Literal["size", "size and stain", "shuffled"] = "size"
     nucleus_gap: float = 1.05
     layer_blur: float = 0.18
     clump_log_odds: float = 0.8

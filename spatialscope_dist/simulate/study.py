@@ -122,7 +122,7 @@ def _draw_cells(settings: SimulationSettings, spots: Array, seed: int) -> Nuclei
     # the density of the section is met by keeping the earliest, which is a uniform choice
     n_tissue = int(n_wanted * in_tissue.mean())
     keep = slice(0, n_tissue)
-    return Nuclei(nuclei.centres_um[keep], nuclei.semi_axes_um[keep], nuclei.angles_rad[keep], nuclei.types[keep])
+    return nuclei.take(keep)
 
 
 def _draw_states(settings: SimulationSettings, nuclei: Nuclei, extent: Array, seed: int) -> CellStates:
@@ -175,9 +175,7 @@ def _draw_image(settings: SimulationSettings, spots: Array, nuclei: Nuclei, seed
         weight = (position - lower).reshape((-1, 1) if axis == 0 else (1, -1)).astype(np.float32)
         cover = np.take(cover, lower, axis) * (1 - weight) + np.take(cover, lower + 1, axis) * weight
     return draw_histology(
-        nuclei.centres_um,
-        nuclei.semi_axes_um,
-        nuclei.angles_rad,
+        nuclei,
         shape=shape,
         pixel_size_um=settings.pixel_size_um,
         rng=generator(seed, "simulate", "image"),

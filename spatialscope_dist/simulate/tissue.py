@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from spatialscope_dist.simulate.settings import LAYER_COMPOSITION, NUCLEUS_RADIUS_UM, SimulationSettings
+from spatialscope_dist.simulate.settings import LAYER_COMPOSITION, NUCLEUS_RADIUS_UM, NUCLEUS_STAIN, SimulationSettings
 
 Array = NDArray[np.float64]
 N_WAVES = 96
@@ -18,12 +18,31 @@ TISSUE_REACH = 1.1
 
 @dataclass(frozen=True)
 class Nuclei:
-    """Ellipses of nuclei: centres (n, 2) (y, x) µm, semi-axes (n, 2) µm, angles (n,) rad, types (n,) indices."""
+    """Ellipses of nuclei.
+
+    Attributes
+    ----------
+    centres_um
+        (nuclei, 2), (y, x) µm; pixel (i, j) of an image is centred at (i, j) · pixel size.
+    semi_axes_um
+        (nuclei, 2), long and short semi-axis in µm.
+    angles_rad
+        (nuclei,), angle of the long axis from the y axis towards the x axis.
+    types
+        (nuclei,), indices.
+    stain
+        (nuclei,), haematoxylin relative to the average nucleus.
+    """
 
     centres_um: Array
     semi_axes_um: Array
     angles_rad: Array
     types: NDArray[np.int64]
+    stain: Array
+
+    def take(self, rows: slice | NDArray[np.int64]) -> Nuclei:
+        """Return some of the nuclei, in the order of `rows`."""
+        return Nuclei(*(getattr(self, part)[rows] for part in self.__dataclass_fields__))
 
 
 def smooth_field(points_um: Array, length_um: float, rng: np.random.Generator) -> Array:
@@ -102,16 +121,20 @@ def scatter_nuclei(
     rng
         Source of size, shape and angle.
     settings
-        Spread of radii, aspect, and the gap between nuclei.
+        What types differ in, spread of radii, aspect, and the gap between nuclei.
     """
     count = len(candidates_um)
     spread = np.exp(settings.nucleus_radius_cv * rng.standard_normal(count))
-    radii = np.array(NUCLEUS_RADIUS_UM)[types] * spread
+    looks = types
+    if settings.nucleus_looks == "shuffled":
+        looks = rng.permutation(types)
+    radii = np.array(NUCLEUS_RADIUS_UM)[looks] * spread
     aspect = 1 + (settings.nucleus_aspect_max - 1) * rng.beta(1.6, 2.2, count)
     angles = rng.uniform(0, np.pi, count)
     kept = _keep_apart(candidates_um, radii, settings.nucleus_gap)
     axes = np.stack([radii * np.sqrt(aspect), radii / np.sqrt(aspect)], axis=1)
-    return Nuclei(candidates_um[kept], axes[kept], angles[kept], types[kept]), kept
+    stain = np.ones(count) if settings.nucleus_looks == "size" else np.array(NUCLEUS_STAIN)[looks]
+    return Nuclei(candidates_um, axes, angles, types, stain).take(kept), kept
 
 
 def _keep_apart(points: Array, radii: Array, gap: float) -> NDArray[np.int64]:
