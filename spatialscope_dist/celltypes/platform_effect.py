@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +32,39 @@ class PlatformEffect:
     n_replaced: int
 
 
+class SectionTotals(NamedTuple):
+    """Counts of one section over all its spots.
+
+    Attributes
+    ----------
+    positions : (measured,), the measured genes' places among the reference's genes
+    gene_totals : (measured,), b_g, raw counts
+    total : N, raw counts over all genes of the section
+    """
+
+    positions: NDArray[np.int64]
+    gene_totals: NDArray[np.int64]
+    total: int
+
+
+def pool_sections(sections: Iterable[SectionTotals], n_genes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return b_g and N_g of sections together, each (genes,): a gene's sections are those that measure it.
+
+    Whole numbers, added section by section: one platform effect for sections of one chemistry.
+    """
+    gene_totals, totals = np.zeros(n_genes, np.int64), np.zeros(n_genes, np.int64)
+    for section in sections:
+        gene_totals[section.positions] += section.gene_totals
+        totals[section.positions] += section.total
+    return gene_totals, totals
+
+
 def bulk_proportions(
-    gene_totals: NDArray[np.int64], total: int, profiles: NDArray[np.float64], *, min_total: int = 10
+    gene_totals: NDArray[np.int64],
+    total: int | NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    *,
+    min_total: int = 10,
 ) -> NDArray[np.float64]:
     """Return the proportions π̄ of the types in all spots pooled, (types,), summing to one.
 
@@ -41,7 +74,7 @@ def bulk_proportions(
     Parameters
     ----------
     gene_totals : (genes,), b_g, raw counts over all spots, platform-effect genes
-    total : N, raw counts of all spots over all genes
+    total : N, raw counts of all spots over all genes; or N_g, (genes,), of the sections that measure the gene
     profiles : (types, genes), signatures
     """
     n_types = len(profiles)
@@ -49,8 +82,9 @@ def bulk_proportions(
     pi = np.full(n_types, 1.0 / n_types)
     if not used.any():
         return pi
-    expected_one, log_found = profiles[:, used] * float(total), np.log(gene_totals[used])
-    floor = max(1e-4, total * 1e-7)
+    depth = np.broadcast_to(np.asarray(total, np.float64), used.shape)[used]
+    expected_one, log_found = profiles[:, used] * depth, np.log(gene_totals[used])
+    floor = np.maximum(1e-4, depth * 1e-7)
     for _ in range(_MAX_ITERATIONS):
         expected = np.maximum(pi @ expected_one, floor)
         miss = np.log(expected) - log_found
@@ -66,20 +100,24 @@ def bulk_proportions(
 
 
 def platform_effect(
-    gene_totals: NDArray[np.int64], total: int, profiles: NDArray[np.float64], fitted_on: NDArray[np.int64]
+    gene_totals: NDArray[np.int64],
+    total: int | NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    fitted_on: NDArray[np.int64],
 ) -> PlatformEffect:
     """Return exp(γ_g) = (b_g / N) / Σ_k π̄_k μ_kg of every shared gene (RCTD, Cable et al. 2022).
 
     Parameters
     ----------
     gene_totals : (genes,), raw counts over all spots, all shared genes
-    total : N, raw counts of all spots over all genes
+    total : N, raw counts of all spots over all genes; or N_g, (genes,), as from `pool_sections`
     profiles : (types, genes), signatures over the same genes
     fitted_on : indices of the genes the composition is fitted on (RCTD's platform list)
     """
     chosen = np.asarray(fitted_on, np.int64)
-    proportions = bulk_proportions(gene_totals[chosen], total, profiles[:, chosen])
+    depth = np.broadcast_to(np.asarray(total, np.int64), gene_totals.shape)
+    proportions = bulk_proportions(gene_totals[chosen], depth[chosen], profiles[:, chosen])
     expected = proportions @ profiles
     usable = (expected > 0) & (gene_totals > 0)
-    effect = np.where(usable, gene_totals / max(total, 1) / np.where(expected > 0, expected, 1.0), 1.0)
+    effect = np.where(usable, gene_totals / np.maximum(depth, 1) / np.where(expected > 0, expected, 1.0), 1.0)
     return PlatformEffect(proportions, effect, int((~usable).sum()))

@@ -15,7 +15,7 @@ from spatialscope_dist.celltypes.overdispersion import (
     overdispersion_grid,
     sample_spots,
 )
-from spatialscope_dist.celltypes.platform_effect import bulk_proportions, platform_effect
+from spatialscope_dist.celltypes.platform_effect import SectionTotals, bulk_proportions, platform_effect, pool_sections
 from spatialscope_dist.celltypes.quadratic import minimise_nonnegative, nearest_definite
 from spatialscope_dist.celltypes.rctd import fit_weights_as_rctd
 from spatialscope_dist.celltypes.weights import fit_weights, spot_log_likelihoods
@@ -182,3 +182,24 @@ def test_platform_effect__undoes_a_gene_wise_scale():
     ratio = found.effect[common] / scale[common]
     assert np.std(np.log(ratio)) < 0.25
     assert platform_effect(np.zeros(80, int), 1, profiles, np.arange(80)).n_replaced == 80
+
+
+def test_pool_sections__genes_of_one_section_and_of_both():
+    counts, totals, profiles, _ = _section(n_spots=300, noise=0.0)
+    every, fewer = np.arange(80), np.arange(0, 80, 2)
+    halves = [SectionTotals(every, counts[:150].sum(0), int(totals[:150].sum()))]
+    halves += [SectionTotals(fewer, counts[150:, fewer].sum(0), int(totals[150:].sum()))]
+    found, depth = pool_sections(halves, 80)
+    assert np.array_equal(found[fewer], counts.sum(0)[fewer])
+    assert np.array_equal(np.unique(depth), [totals[:150].sum(), totals.sum()])
+    shared = platform_effect(found, depth, profiles, every).effect
+    common = counts[:150].sum(0) > 300
+    assert np.abs(np.log(shared[common])).max() < 0.25
+
+
+def test_platform_effect__one_total_or_one_per_gene():
+    counts, totals, profiles, _ = _section()
+    whole = SectionTotals(np.arange(80), counts.sum(0), int(totals.sum()))
+    one = platform_effect(whole.gene_totals, whole.total, profiles, np.arange(80))
+    per_gene = platform_effect(*pool_sections([whole], 80), profiles, np.arange(80))
+    assert np.array_equal(one.effect, per_gene.effect)
