@@ -5,7 +5,7 @@ How a section is aligned is said in its own table of the study file.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,14 +71,46 @@ class ReferenceOptions(StageOptions):
 class IdentifyOptions(StageOptions):
     """Cell type identification, SpatialScope eq. (3)-(6), with RCTD's platform effect."""
 
-    smoothness: float = Field(3.0, ge=0, description="Potts ν; measured best 2-3, the paper uses 10")
+    smoothness: float = Field(2.0, ge=0, description="Potts ν; measured best 2-3, the paper uses 10")
+    potts: Literal["mean", "sum"] = Field(
+        "mean",
+        description="what ν multiplies: the pairs of different neighbours, over the mean number of neighbours as the "
+        "authors' program does, or their sum as the paper writes it (10 times stronger)",
+    )
     n_neighbors: int = Field(10, ge=1, description="mean degree of the radius graph of cells")
     likelihood: Literal["heavy_tailed", "normal"] = Field(
         "heavy_tailed", description="density of ε in the Poisson-lognormal model"
     )
     shrinkage_umi: float = Field(300.0, ge=0, description="UMI of the mean profile mixed into each signature")
+    adapt: Literal["auto", "off"] | Annotated[float, Field(gt=0)] = Field(
+        "auto",
+        description="signatures follow the section: κ = 1/τ², τ the expected type-specific deviation; auto: from the "
+        "spread of the platform effect, where held-out spots are then explained better",
+    )
+    rna_per_cell: Literal["auto", "reference", "equal"] = Field(
+        "auto", description="RNA of a cell by type, from the reference or equal; auto: reference when of one technology"
+    )
+    temper: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="power of the likelihood; auto: 1, or 0.6 when the technologies differ"
+    )
+    weights_field: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="multiple of −log(w + 0.02) added for each label; auto: 0, or 1 when the technologies differ",
+    )
+    weights_in_proportions: float = Field(
+        0.5, ge=0, le=1, description="share of RCTD's weights in the soft proportions; measured best 0.3-0.5"
+    )
+    rctd_compat: bool = Field(
+        default=False,
+        description="weights as R spacexr finds them: caps and its steps, no shrinkage, adaptation or RNA amounts",
+    )
     labels: Literal["map", "positional", "composition"] = Field(
         "composition", description="which labelling becomes cells.cell_type"
+    )
+    morphology: Literal["auto", "off"] = Field(
+        "auto",
+        description="the looks of measured nuclei, learnt by type within the section, help to type its cells; auto: "
+        "where they foretell held-out nuclei from the counts",
     )
     max_sweeps: int = Field(30, ge=1, description="ICM sweeps at most")
     gibbs_sweeps: int = Field(60, ge=0, description="kept Gibbs sweeps for the marginals")

@@ -76,3 +76,25 @@ def confidence(
     """Return the posterior probability of each cell's label, (cells,)."""
     chosen: NDArray[np.float64] = (probability * (candidates == labels[:, None])).sum(axis=1)
     return chosen
+
+
+def blend_proportions(
+    of_cells: NDArray[np.float64], weights: NDArray[np.float64], rna_per_cell: NDArray[np.float64], *, share: float
+) -> NDArray[np.float64]:
+    """Return expected shares of the types mixed with RCTD's weights, (spots, types).
+
+    Labels count whole cells, weights any amount of RNA: their errors differ, and half of each beats
+    both in every benchmark. RNA turns into cells by w_k / s_k.
+
+    Parameters
+    ----------
+    of_cells : (spots, types), expected shares of the cells; rows of zeros stay
+    weights : (spots, types), RCTD weights; rows that are NaN leave the cells' shares
+    rna_per_cell : (types,), s
+    share : of the weights in the mixture
+    """
+    cells = weights / rna_per_cell
+    total = cells.sum(axis=1, keepdims=True)
+    usable = np.isfinite(total) & (total > 0) & (of_cells.sum(axis=1, keepdims=True) > 0)
+    of_weights = np.where(usable, cells, of_cells) / np.where(usable, total, 1.0)
+    return np.asarray((1.0 - share) * of_cells + share * of_weights)

@@ -20,6 +20,7 @@ from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, add_
 QUANTUM = 2.0**-20
 MIN_CANDIDATES = 3
 MAX_CANDIDATES = 12
+_LEAST_SHARE = 0.02  # weights below it are noise of the fit
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,13 @@ def choose_candidates(
     types.sort(axis=1)
     types[types == n_types] = -1
     return Candidates(types, size)
+
+
+def weights_field(weights: NDArray[np.float64], candidates: Candidates) -> NDArray[np.float64]:
+    """Return −log(p_ik + 0.02) of each candidate, p the spot's RCTD weights as shares, (spots, slots), nats."""
+    share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+    of_candidate = np.take_along_axis(share, np.maximum(candidates.types, 0), axis=1)
+    return np.asarray(np.where(candidates.types >= 0, -np.log(of_candidate + _LEAST_SHARE), 0.0))
 
 
 def n_multisets(n_cells: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,8 +10,10 @@ from typing import Any
 
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.steps.typing_cells import finish_section
-from spatialscope_dist.steps.typing_fit import SectionTask, batches, cache_batch, fit_batch, prepare_section
+from spatialscope_dist.steps.typing_fit import SectionTask, batches, cache_batch, fit_batch
 from spatialscope_dist.steps.typing_list import list_cells
+from spatialscope_dist.steps.typing_model import prepare_section
+from spatialscope_dist.steps.typing_morphology import learn_morphology, write_field
 from spatialscope_dist.steps.typing_sweeps import (
     LABEL_BYTES,
     SweepTask,
@@ -25,7 +27,7 @@ from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.study import SectionFacts
 
 NAME = "identify"
-VERSION = 3
+VERSION = 4
 _NOT_CONTENT = {"n_blocks", "batch_spots"}
 _WORK = ".work"  # no section has a name like that
 _CELLS_PER_BLOCK = 500_000
@@ -80,6 +82,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
             for name in sections
         },
         "reference": context.upstream_key("reference", "study"),
+        "reference_platform": study.reference.platform,
         "options": study.options.identify.model_dump(mode="json", exclude=_NOT_CONTENT),
         "seed": study.seed,
     }
@@ -94,7 +97,7 @@ def plan(context: Context, item: str) -> StagePlan:
     genes = min(min(s.n_genes for s in sections), facts.n_reference_genes)
     multisets = _multisets(n_cells, n_spots, options.max_multisets)
     batch = min(options.batch_spots, n_spots) * (40 * genes + 16 * multisets)
-    prepared = 60_000_000 + 1000 * 24 * genes + 60 * facts.n_types * facts.n_reference_genes
+    prepared = 60_000_000 + 1000 * 80 * genes + 60 * facts.n_types * facts.n_reference_genes
     counted = max(_block_of_counts(s) for s in sections)
     listed = max(s.n_cells * 1200 + s.n_spots * (600 + 40 * facts.n_types) for s in sections)
     per_cell = 24 * options.n_neighbors
@@ -173,6 +176,7 @@ def _section_task(context: Context, name: str, output: Path) -> SectionTask:
         reference=_folder(context, "reference", "study"),
         align=_folder(context, "align", name),
         segment=context.upstream("segment", name),
+        reference_platform=context.study.reference.platform,
         work=output / _WORK / name,
         target=output / name,
         options=context.study.options.identify,
@@ -231,6 +235,7 @@ def _sweep(steps: _Steps, tasks: dict[str, SectionTask], sections: dict[str, dic
     cached = steps.map(cache_batch, caches)
     tag = f"{task.n_blocks}-{batch}"
     graph = steps.map(connect_cells, {f"graph-{tag}": {"task": task}})[f"graph-{tag}"]
+    morphology = _morphology(steps, task, tag)
     blocks = {f"block-{tag}-{number}": {"task": task, "number": number} for number in range(task.n_blocks)}
     halo = _halo(steps.map(write_block, blocks))
     if task.n_blocks == 1:
@@ -238,7 +243,19 @@ def _sweep(steps: _Steps, tasks: dict[str, SectionTask], sections: dict[str, dic
     else:
         swept = sweep_all(task, lambda function, calls: steps.context.pool.sweep(function, calls))
     multisets = sum(cached[unit]["multisets"] for unit in caches)
-    return {**graph, **swept, **halo, "multisets": multisets, "n_sweeps": len(swept["changes"])}
+    return {**graph, **swept, **halo, **morphology, "multisets": multisets, "n_sweeps": len(swept["changes"])}
+
+
+def _morphology(steps: _Steps, task: SweepTask, tag: str) -> dict[str, Any]:
+    """Return by section whether the looks of nuclei help to type its cells, and why."""
+    if task.options.morphology == "off":
+        return {}
+    batch = task.options.batch_spots
+    units = {f"{one.section}-morphology-{batch}": {"task": one} for one in task.sections}
+    learnt = steps.map(learn_morphology, units)
+    if any(verdict["used"] for verdict in learnt.values()):
+        steps.map(write_field, {f"field-{tag}": {"task": task}})
+    return {"morphology": {one.section: learnt[f"{one.section}-morphology-{batch}"] for one in task.sections}}
 
 
 def _halo(blocks: dict[str, dict[str, int]]) -> dict[str, Any]:

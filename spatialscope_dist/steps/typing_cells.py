@@ -45,7 +45,9 @@ def finish_section(task: SectionTask, labels: Path | None, offset: int) -> dict[
                 cells, proportions[low:high] = _given_types(cells, n_cells, types)
             else:
                 mine = {name: values[offset + begin : offset + end] for name, values in found.items()}
-                cells, proportions[low:high] = _new_types(cells, n_cells, types, mine, chosen=task.options.labels)
+                cells, shares = _new_types(cells, n_cells, types, mine, chosen=task.options.labels)
+                weights = np.where(spots["fitted"][low:high, None], spots["weights"][low:high], np.nan)
+                proportions[low:high] = _soft(task, shares, weights)
             cells["status"] = status[cells["spot_row"].to_numpy(np.int64)]
             by_type.update(cells["cell_type"])
             yield cells[_COLUMNS]
@@ -54,6 +56,13 @@ def finish_section(task: SectionTask, labels: Path | None, offset: int) -> dict[
     write_array(task.target / "proportions.zarr", proportions, axes=("spot", "type"))
     _write_spots(task, spots, status)
     return {"cells_by_type": {name: by_type[name] for name in types}}
+
+
+def _soft(task: SectionTask, shares: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    from spatialscope_dist.celltypes.labelling import blend_proportions
+
+    rna = load(task.work / "model.npz", "rna_per_cell")["rna_per_cell"]
+    return blend_proportions(shares, weights, rna, share=task.options.weights_in_proportions)
 
 
 def _write_spots(task: SectionTask, spots: Arrays, status: NDArray[np.object_]) -> None:

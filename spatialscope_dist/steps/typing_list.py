@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.randomness import spot_keys
 from spatialscope_dist.steps.typing_fit import SectionTask, batches, load, save
+from spatialscope_dist.steps.typing_model import rna_of_types
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame, write_frame_parts
 
@@ -105,14 +106,11 @@ def _counted(task: SectionTask, spots: pd.DataFrame, weights: NDArray[np.float64
     if task.platform == "merfish":
         n_cells[usable] = 1
         return "one cell per location", n_cells
-    summary = read_json(task.reference / "summary.json")["types"]
-    sizes = [summary[name] for name in read_json(task.reference / "types.json")]
-    depths = np.array([size["umi"] / max(size["cells"], 1) for size in sizes])
     n_cells[usable] = estimate_cell_counts(
         spots["total_counts"].to_numpy(np.int64)[usable],
         weights[usable],
         spots[["y_um", "x_um"]].to_numpy(float)[usable],
-        depths,
+        rna_of_types(task),
         max_cells=_cap(task),
     )
     return "counts and composition", n_cells

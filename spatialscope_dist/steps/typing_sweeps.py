@@ -39,6 +39,11 @@ class SweepTask:
         """Files of the blocks."""
         return [self.work / f"block-{self.n_blocks}-{number}.npz" for number in range(self.n_blocks)]
 
+    @property
+    def field(self) -> Path:
+        """File with the energy of each candidate of every cell by its nucleus alone; there only where that is used."""
+        return self.work / "field.npy"
+
 
 def connect_cells(task: SweepTask) -> dict[str, Any]:
     """Write neighbours, colours, blocks, first labels and candidates of all cells (worker)."""
@@ -130,6 +135,7 @@ def write_block(task: SweepTask, number: int) -> dict[str, Any]:
         graph=Graph(found["indptr"], found["indices"]),
         cell_start=np.concatenate([[0], np.cumsum(found["n_cells"])]),
         keys=found["keys"],
+        field=np.load(task.field, mmap_mode="r") if task.field.exists() else None,
     )
     save(task.blocks[number], **block._asdict())
     return {"cells": len(block.cells), "spots": len(spots), "own_spots": len(closure.own)}
@@ -182,7 +188,8 @@ def _prior(task: SweepTask, mean_degree: float) -> Prior:
     from spatialscope_dist.celltypes.spot_updates import Prior
 
     stream = key_of("gibbs", task.seed) & 0xFFFFFFFF
-    return Prior(pair_energy(task.options.smoothness, mean_degree), stream)
+    degree = mean_degree if task.options.potts == "mean" else float(mean_degree > 0)
+    return Prior(pair_energy(task.options.smoothness, degree), stream)
 
 
 def _descend(

@@ -11,7 +11,7 @@ from spatialscope_dist.celltypes.cell_counts import (
     estimate_cell_counts,
     place_cells,
 )
-from spatialscope_dist.celltypes.labelling import confidence, label_cells
+from spatialscope_dist.celltypes.labelling import blend_proportions, confidence, label_cells
 
 
 def test_label_cells__composition_matches_expectation_where_positional_does_not():
@@ -73,3 +73,12 @@ def test_estimate_cell_counts__same_composition_everywhere_does_not_fill_the_cap
     shares = np.full((100, 4), 0.25)
     found = estimate_cell_counts(np.full(100, 2000), shares, points, np.ones(4), max_cells=20)
     assert (found == 8).all()
+
+
+def test_blend_proportions__weights_as_cells_where_they_are_known():
+    of_cells = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]])
+    weights = np.array([[0.6, 0.2], [np.nan, np.nan], [0.5, 0.5]])
+    found = blend_proportions(of_cells, weights, np.array([3.0, 1.0]), share=0.25)
+    assert found[0] == pytest.approx([0.75 * 0.5 + 0.25 * 0.5, 0.5])
+    assert found[1] == pytest.approx([1.0, 0.0])
+    assert found[2] == pytest.approx([0.0, 0.0])

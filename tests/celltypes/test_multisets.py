@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spatialscope_dist.celltypes.likelihood import likelihood_table, log_likelihoods
 from spatialscope_dist.celltypes.multisets import (
     QUANTUM,
+    Candidates,
     MixtureModel,
     binomials,
     cache_multisets,
@@ -22,6 +23,7 @@ from spatialscope_dist.celltypes.multisets import (
     n_multisets,
     next_multiset,
     round_to_total,
+    weights_field,
 )
 
 
@@ -74,6 +76,12 @@ def test_cache_multisets__scalar_reference():
     assert cache.start[1] == cache.start[2]
     assert (cache.energy[cache.start[2] :] == 0).all()
     assert len(first_labels(rng.dirichlet(np.ones(4), 3), cache)) == 5
+
+
+def test_weights_field__shares_of_candidates():
+    candidates = Candidates(np.array([[0, 2], [1, -1]]), np.array([2, 1]))
+    found = weights_field(np.array([[0.3, 0.0, 0.1], [0.0, 0.0, 0.0]]), candidates)
+    assert found == pytest.approx(-np.log([[0.77, 0.27], [0.02, 1.0]]))
 
 
 @settings(deadline=None)

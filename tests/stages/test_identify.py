@@ -19,8 +19,9 @@ from spatialscope_dist.errors import BadInput
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.stages import identify
 from spatialscope_dist.stages.context import Context
+from spatialscope_dist.steps.typing_fit import batches, fit_batch
 from spatialscope_dist.steps.typing_list import list_cells
-from spatialscope_dist.steps.typing_fit import batches, fit_batch, prepare_section
+from spatialscope_dist.steps.typing_model import prepare_section
 from spatialscope_dist.store.arrays import read_array, write_array
 from spatialscope_dist.store.counts import write_counts
 from spatialscope_dist.store.documents import read_json, write_json
