@@ -22,8 +22,8 @@ from benchmarks import typing_studies as studies
 
 NAMES = ("mpoa:scrna", "mpoa:section", "mpfc1:section", "visp:paired", "mpfc3d:paired")
 SEEDS = (0, 1, 2)
-RCTD = ("identify.rctd_compat=true", "identify.adapt=off", "identify.gibbs_sweeps=0")
-AUTHORS = (*RCTD, "identify.smoothness=10", "identify.potts=mean")
+RCTD = ("identify.rctd_compat=true", "identify.gibbs_sweeps=0")
+AUTHORS = (*RCTD, "identify.smoothness=10", "identify.potts=mean", "identify.temper=1", "identify.weights_field=0")
 MUST = {
     "mpoa:scrna": (0.48, 0.205, 0.865, 0.113),
     "mpoa:section": (0.452, 0.162, 0.898, 0.102),
