@@ -52,6 +52,10 @@ class Scale:
     centre: Array
     spread: Array
 
+    def take(self, kept: NDArray[np.bool_]) -> Scale:
+        """Return the scale of some of the measures."""
+        return Scale(self.logged[kept], self.centre[kept], self.spread[kept])
+
     def standardise(self, measures: Array) -> Array:
         """Return measures, (cells, measures), in spreads, within ±4; NaN where unknown."""
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -44,6 +44,13 @@ class Evidence(NamedTuple):
         excess = self.gain - self.exchanged
         return self.gain > STANDARD_ERRORS * self.gain_error and excess > STANDARD_ERRORS * self.excess_error
 
+    @property
+    def verdict(self) -> str:
+        """The decision and its figures, in words."""
+        start = "nuclei of different types look different" if self.convinces else "nuclei do not tell types"
+        gain = f"{self.gain:.3f} ± {self.gain_error:.3f} nats per cell on spots held out"
+        return f"{start}: {gain}, {self.exchanged:.3f} with nuclei exchanged among neighbouring spots"
+
 
 def weigh_evidence(sample: Sample, keys: NDArray[np.int64]) -> Evidence:
     """Return the held-out evidence of a sample's measures.

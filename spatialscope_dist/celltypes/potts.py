@@ -91,7 +91,7 @@ def build_block(
     graph: Graph,
     cell_start: NDArray[np.int64],
     keys: NDArray[np.int64],
-    field: NDArray[np.int64] | None = None,
+    field: NDArray[np.integer] | None = None,
 ) -> Block:
     """Return the arrays of one block.
 
@@ -126,7 +126,9 @@ def build_block(
         energy=cache.energy,
         indptr=indptr,
         indices=np.searchsorted(cells, graph.indices[halves]).astype(np.int64),
-        field=np.zeros((0, cache.candidates.types.shape[1]), np.int64) if field is None else field[cells],
+        field=np.zeros((0, cache.candidates.types.shape[1]), np.int64)
+        if field is None
+        else field[cells].astype(np.int64),
     )
 
 

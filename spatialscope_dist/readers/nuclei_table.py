@@ -11,12 +11,14 @@ from spatialscope_dist.errors import BadInput, Problem
 
 REQUIRED = ("spot_id", "cell_id", "x", "y")
 OPTIONAL = ("z", "cell_type")
+MEASURES = "nucleus_"
 
 
 def read_nuclei_table(path: Path, *, section: str) -> pd.DataFrame:
-    """Return the given cells: cell_id, spot_id (None outside spots), y, x [, z] [, cell_type].
+    """Return the given cells: cell_id, spot_id (None outside spots), y, x [, z] [, cell_type] [, nucleus_…].
 
-    Coordinates are in the units of the counts; z in µm. Rows keep the order of the file.
+    Coordinates are in the units of the counts; z in µm. Rows keep the order of the file. Columns whose names begin
+    with nucleus_ are measures of the nuclei, numbers in any unit; NaN where they are not.
 
     Raises
     ------
@@ -24,7 +26,7 @@ def read_nuclei_table(path: Path, *, section: str) -> pd.DataFrame:
         When the file cannot be read or lacks a column.
     """
     where = f"section {section}: nuclei {path.name}"
-    expected = f"a CSV with the columns {', '.join(REQUIRED)} and, if known, {', '.join(OPTIONAL)}"
+    expected = f"a CSV with the columns {', '.join(REQUIRED)} and, if known, {', '.join(OPTIONAL)}, {MEASURES}…"
     if not path.is_file():
         raise BadInput(Problem(where, f"no file {path}", expected, "Correct the path."))
     try:
@@ -39,6 +41,9 @@ def read_nuclei_table(path: Path, *, section: str) -> pd.DataFrame:
     cells = pd.DataFrame({"cell_id": _text(table["cell_id"]), "spot_id": _text(table["spot_id"])})
     for name in ("y", "x", "z"):
         if name in table.columns:
+            cells[name] = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+    for name in table.columns:
+        if str(name).startswith(MEASURES) and name != "nucleus_id":
             cells[name] = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
     if "cell_type" in table.columns:
         cells["cell_type"] = _text(table["cell_type"])
