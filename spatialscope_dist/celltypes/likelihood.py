@@ -29,8 +29,8 @@ Density = Literal["heavy_tailed", "normal"]
 
 DENSE_COUNTS = 256
 MIN_RATE = 1e-4  # RCTD's floor on expected counts
-_FIRST_EXPONENT = -14  # 2**-14 < MIN_RATE
-_ROW_RATIO = 1.03
+FIRST_EXPONENT = -14  # 2**-14 < MIN_RATE
+ROW_RATIO = 1.03
 _LOG_Q_FLOOR = -660.0
 # Largest step of t. The normal density is smooth: the trapezoid rule converges geometrically. The kink
 # of the heavy-tailed one leaves a relative error of 1e-4 at this step.
@@ -38,8 +38,8 @@ _STEP: dict[Density, float] = {"heavy_tailed": 0.02, "normal": 0.04}
 # Poisson factors e^-this below their peak are left out; the normal density may fall as fast as they do.
 _NEGLIGIBLE: dict[Density, float] = {"heavy_tailed": 50.0, "normal": 720.0}
 _JOIN = 3.0  # the normal core ends here, in units of the overdispersion
-_MANTISSA_BITS = 52
-_EXPONENT_BIAS = 1023
+MANTISSA_BITS = 52
+EXPONENT_BIAS = 1023
 
 
 class Lookup(NamedTuple):
@@ -103,8 +103,8 @@ def table_counts(max_count: int) -> NDArray[np.float64]:
     dense = np.arange(min(max(max_count, 1), DENSE_COUNTS) + 1, dtype=np.float64)
     if max_count <= DENSE_COUNTS:
         return dense
-    n_rows = int(np.ceil(np.log(max_count / DENSE_COUNTS) / np.log(_ROW_RATIO))) + 1
-    return np.concatenate([dense, DENSE_COUNTS * _ROW_RATIO ** np.arange(1, n_rows + 1)])
+    n_rows = int(np.ceil(np.log(max_count / DENSE_COUNTS) / np.log(ROW_RATIO))) + 1
+    return np.concatenate([dense, DENSE_COUNTS * ROW_RATIO ** np.arange(1, n_rows + 1)])
 
 
 def likelihood_table(
@@ -141,7 +141,7 @@ class _Poisson:
     Attributes
     ----------
     logs : (steps,), t, evenly spaced, `per_octave` steps per doubling of the rate
-    n_octaves : octaves of rates in the table, from 2**_FIRST_EXPONENT
+    n_octaves : octaves of rates in the table, from 2**FIRST_EXPONENT
     groups : (rows, steps of t, values of those rows followed by their derivatives in t)
     """
 
@@ -154,10 +154,10 @@ class _Poisson:
 @lru_cache(maxsize=2)
 def _poisson(max_count: int, per_octave: int, kind: Density) -> _Poisson:
     counts = table_counts(max_count)
-    n_octaves = int(np.ceil(np.log2(max(10.0 * counts[-1], 1e4)))) - _FIRST_EXPONENT
+    n_octaves = int(np.ceil(np.log2(max(10.0 * counts[-1], 1e4)))) - FIRST_EXPONENT
     fine = np.log(2.0) / per_octave
     below, above = int(np.ceil(12.0 / fine)), int(np.ceil(3.0 / fine))
-    logs = fine * (_FIRST_EXPONENT * per_octave + np.arange(-below, n_octaves * per_octave + above + 1))
+    logs = fine * (FIRST_EXPONENT * per_octave + np.arange(-below, n_octaves * per_octave + above + 1))
     edges = [
         0,
         *np.searchsorted(counts, 4.0 ** np.arange(np.ceil(np.log(counts[-1] + 1.0) / np.log(4.0)))),
@@ -184,7 +184,7 @@ def _noise_matrix(poisson: _Poisson, bits: int, *, density_of: tuple[float, Dens
     n_cells, (n_octaves, per_octave) = 1 << bits, (poisson.n_octaves, poisson.per_octave)
     step = poisson.logs[1] - poisson.logs[0]
     reach = np.arange(-n_octaves * per_octave, len(poisson.logs)) * step + poisson.logs[0]
-    offset = _FIRST_EXPONENT * np.log(2.0) + np.log1p(np.arange(n_cells) / n_cells)
+    offset = FIRST_EXPONENT * np.log(2.0) + np.log1p(np.arange(n_cells) / n_cells)
     values = np.ascontiguousarray(density(reach[:, None] - offset, *density_of) * step)
     windows = sliding_window_view(values, n_octaves * per_octave + 1, axis=0)[:, :, ::-per_octave]
     by_octave = np.ascontiguousarray(windows.transpose(0, 2, 1)).reshape(len(poisson.logs), -1)
@@ -205,10 +205,10 @@ def _cubics(log_q: NDArray[np.float64], slope: NDArray[np.float64], bits: int) -
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _in_row(table: Lookup, row: int, rate: float, rate_bits: int) -> tuple[float, float, float]:
     """Return log Q, ∂ and ∂² in λ within one row; linear in log λ beyond the table."""
-    shift = _MANTISSA_BITS - table.bits
-    cell = (rate_bits >> shift) - ((_EXPONENT_BIAS + _FIRST_EXPONENT) << table.bits)
+    shift = MANTISSA_BITS - table.bits
+    cell = (rate_bits >> shift) - ((EXPONENT_BIAS + FIRST_EXPONENT) << table.bits)
     if cell >= table.cubic.shape[1]:
-        beyond = np.log(rate) - (_FIRST_EXPONENT + (table.cubic.shape[1] >> table.bits)) * np.log(2.0)
+        beyond = np.log(rate) - (FIRST_EXPONENT + (table.cubic.shape[1] >> table.bits)) * np.log(2.0)
         slope = table.last[row, 1]
         return table.last[row, 0] + slope * beyond, slope / rate, -slope / (rate * rate)
     s = (rate_bits & ((1 << shift) - 1)) / (1 << shift)
@@ -221,7 +221,7 @@ def _in_row(table: Lookup, row: int, rate: float, rate_bits: int) -> tuple[float
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _shared_row(count: float, counts: NDArray[np.float64]) -> tuple[int, float]:
     """Return the row below a large count and how far the count lies towards the next row."""
-    row = DENSE_COUNTS + int(np.log(count / DENSE_COUNTS) / np.log(_ROW_RATIO))
+    row = DENSE_COUNTS + int(np.log(count / DENSE_COUNTS) / np.log(ROW_RATIO))
     row = min(max(row, DENSE_COUNTS), len(counts) - 2)
     return row, np.log(count / counts[row]) / np.log(counts[row + 1] / counts[row])
 
@@ -257,8 +257,8 @@ def log_likelihood_into(
     `rates` are at least MIN_RATE. One pass without branches, which the compiler turns into vector
     instructions; counts and rates that need more than one cell of the table come in a second pass.
     """
-    shift = _MANTISSA_BITS - table.bits
-    base = (_EXPONENT_BIAS + _FIRST_EXPONENT) << table.bits
+    shift = MANTISSA_BITS - table.bits
+    base = (EXPONENT_BIAS + FIRST_EXPONENT) << table.bits
     n_cells, rest, unit = 1 << table.bits, (1 << shift) - 1, 1.0 / (1 << shift)
     cubic, last_cell, last_row = table.cubic, table.cubic.shape[1] - 1, min(DENSE_COUNTS, len(table.counts) - 1)
     rate_bits = rates.view(np.int64)
@@ -290,7 +290,7 @@ def _unusual_into(
     scaled = np.empty(1)
     scaled_bits = scaled.view(np.int64)
     rate_bits = rates.view(np.int64)
-    end = 2.0 ** (_FIRST_EXPONENT + (table.cubic.shape[1] >> table.bits))
+    end = 2.0 ** (FIRST_EXPONENT + (table.cubic.shape[1] >> table.bits))
     total = 0.0
     for i in range(len(counts)):
         if counts[i] <= DENSE_COUNTS and rates[i] < end:
@@ -323,8 +323,8 @@ def add_log_likelihoods(
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _add_row(total: NDArray[np.float64], row: int, rates: NDArray[np.float64], table: Lookup, weight: float) -> None:
-    shift = _MANTISSA_BITS - table.bits
-    first = (_EXPONENT_BIAS + _FIRST_EXPONENT) << table.bits
+    shift = MANTISSA_BITS - table.bits
+    first = (EXPONENT_BIAS + FIRST_EXPONENT) << table.bits
     rest, unit = (1 << shift) - 1, 1.0 / (1 << shift)
     cubic = table.cubic[row]
     rate_bits = rates.view(np.int64)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SINGULAR = 1e-12  # a pivot below this share of the diagonal: not positive definite
-_NEGLIGIBLE = 1e-15
+NEGLIGIBLE = 1e-15  # an unknown this small has met its bound
+TOLERANCE = 1e-10  # of the largest linear term: a gain from freeing an unknown that is none
 _MIN_EIGENVALUE = 1e-3  # RCTD's floor on the eigenvalues of the Hessian
 _RIDGE = 1e-7  # RCTD adds it to the diagonal of the normalised Hessian
 
@@ -40,7 +41,7 @@ def minimise_nonnegative(matrix: NDArray[np.float64], vector: NDArray[np.float64
             if not _solve(solution, matrix, vector, members[:size], lower):
                 return False
             bound, size = _step_to_bound(u, solution, members, size)
-        best = _most_wanted(matrix, vector, u, members[:size], 1e-10 * largest)
+        best = _most_wanted(matrix, vector, u, members[:size], TOLERANCE * largest)
         if best < 0:
             break
         members[size] = best
@@ -94,7 +95,7 @@ def _step_to_bound(
     for i in range(size):
         unknown = members[i]
         moved = u[unknown] + step * (solution[i] - u[unknown])
-        if step < 1.0 and solution[i] <= 0.0 and moved <= _NEGLIGIBLE:
+        if step < 1.0 and solution[i] <= 0.0 and moved <= NEGLIGIBLE:
             u[unknown] = 0.0
         else:
             u[unknown] = moved

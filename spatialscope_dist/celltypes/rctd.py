@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.celltypes.likelihood import LikelihoodTable, Lookup, log_likelihood_into
 from spatialscope_dist.celltypes.quadratic import damped_newton_steps
-from spatialscope_dist.celltypes.weights import SpotWeights, expected_into, gradient_into, hessian_into
+from spatialscope_dist.celltypes.weights import SpotWeights, expected_into, finite_profiles, gradient_into, hessian_into
 
 MAX_COUNT = 100
 MAX_RATE = 111.7
@@ -53,7 +53,7 @@ def _inputs(
     counts: NDArray[np.int64], totals: NDArray[np.int64], profiles: NDArray[np.float64], table: LikelihoodTable
 ) -> _Inputs:
     capped = np.ascontiguousarray(np.minimum(counts, MAX_COUNT), np.int64)
-    return capped, np.asarray(totals, np.float64), np.ascontiguousarray(profiles, np.float64), table.lookup_for(capped)
+    return capped, np.asarray(totals, np.float64), finite_profiles(profiles), table.lookup_for(capped)
 
 
 def _fit(

@@ -19,11 +19,11 @@ from spatialscope_dist.celltypes.quadratic import minimise_nonnegative
 
 MAX_ITERATIONS = 100
 MIN_CHANGE = 1e-4
-_DESCENT = 1e-4  # Armijo's constant: share of the predicted fall that must be reached
-_ROUNDING = 1e-12  # of the objective: what a fall may lack because of rounding
-_SHORTEST = 1e-3
-_RIDGE = 1e-6
-_MOST_FALL = 0.8  # of the sum of the weights in one step: where all rates are tiny the objective is flat
+DESCENT = 1e-4  # Armijo's constant: share of the predicted fall that must be reached
+ROUNDING = 1e-12  # of the objective: what a fall may lack because of rounding
+SHORTEST = 1e-3
+RIDGE = 1e-6
+MOST_FALL = 0.8  # of the sum of the weights in one step: where all rates are tiny the objective is flat
 _SUM_ORDER = {"reassoc", "contract", "nsz"}  # lets sums over genes use vector instructions
 
 
@@ -63,22 +63,41 @@ def fit_weights(
     table : likelihood table at the section's overdispersion
     start : (spots, types), where to start; None = 1/K, as RCTD does
 
+    Raises
+    ------
+    ValueError : when a signature is not finite, or a count lies beyond the table
+
     Notes
     -----
     Objective of RCTD "full" mode (Cable et al. 2022); projected Newton steps with Armijo's rule
     (Bertsekas 1982) until a step moves at most 1e-4 in L1. Where outlying genes make the Hessian
     indefinite, they are left out of it.
     """
-    types = len(profiles)
-    fitted = np.full((len(counts), types), 1.0 / types) if start is None else np.array(start, np.float64, order="C")
+    signatures = finite_profiles(profiles)
+    fitted = np.full((len(counts), len(signatures)), 1.0 / len(signatures))
+    if start is not None:
+        np.copyto(fitted, start, where=np.isfinite(start))
     converged, log_likelihoods = _fit(
         fitted,
         np.ascontiguousarray(counts, np.int64),
         np.asarray(totals, np.float64),
-        np.ascontiguousarray(profiles, np.float64),
+        signatures,
         table.lookup_for(np.asarray(counts)),
     )
     return SpotWeights(fitted, converged, log_likelihoods)
+
+
+def finite_profiles(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the signatures as the kernels take them, (types, genes).
+
+    Raises
+    ------
+    ValueError : when one is not finite
+    """
+    if not np.isfinite(profiles).all():
+        message = f"found {int((~np.isfinite(profiles)).sum())} signature entries that are not finite; expected none"
+        raise ValueError(message)
+    return np.ascontiguousarray(profiles, np.float64)
 
 
 def spot_log_likelihoods(
@@ -92,7 +111,7 @@ def spot_log_likelihoods(
     values: NDArray[np.float64] = _spot_log_likelihoods(
         np.ascontiguousarray(counts, np.int64),
         np.asarray(totals, np.float64),
-        np.ascontiguousarray(profiles, np.float64),
+        finite_profiles(profiles),
         np.ascontiguousarray(weights, np.float64),
         table.lookup_for(np.asarray(counts)),
     )
@@ -176,7 +195,7 @@ def _direction_into(  # noqa: PLR0913
             second[gene] = min(second[gene], 0.0)
         hessian_into(hessian, second, total, profiles, types)
         for i in range(n):
-            hessian[i, i] += _RIDGE * (hessian[i, i] + 1.0)
+            hessian[i, i] += RIDGE * (hessian[i, i] + 1.0)
         _minimise_model(target, linear, hessian, gradient, weights, types)
     for i in range(n):
         step[types[i]] = target[i] - weights[types[i]]
@@ -211,7 +230,7 @@ def _reach(
         change += abs(step[k])
         rise -= gradient[k] * step[k]
         fall -= step[k]
-        most += _MOST_FALL * weights[k]
+        most += MOST_FALL * weights[k]
     share = 1.0
     while share * fall > most:
         share *= 0.5
@@ -243,9 +262,9 @@ def _fit_spot(
                 new[k] = max(weights[k] + length * step[k], 0.0)
             expected_into(rates, total, profiles, new)
             new_value = log_likelihood_into(first, second, counts, rates, table)
-            if new_value >= value + _DESCENT * length * rise - _ROUNDING * abs(value):
+            if new_value >= value + DESCENT * length * rise - ROUNDING * abs(value):
                 break
-            if length < _SHORTEST:
+            if length < SHORTEST:
                 return False, value
             length *= 0.5
         for k in range(len(step)):
