@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spatialscope_dist.celltypes.multisets import MultisetCache
 
 SAMPLE_SPOTS = 4096
-FEWEST_NUCLEI = 200
+FEWEST_NUCLEI = 100
 _CELLS_AT_ONCE = 1 << 16
 
 
