@@ -82,6 +82,12 @@ class IdentifyOptions(StageOptions):
         "heavy_tailed", description="density of ε in the Poisson-lognormal model"
     )
     shrinkage_umi: float = Field(300.0, ge=0, description="UMI of the mean profile mixed into each signature")
+    platform_effect: Literal["section", "shared"] = Field(
+        "section", description="of each section, or one of all sections of the study (same chemistry)"
+    )
+    weights_on: Literal["cpu", "gpu"] = Field(
+        "cpu", description="gpu: weights by torch where a worker has a GPU; equal within 1e-6"
+    )
     adapt: Literal["auto", "off"] | Annotated[float, Field(gt=0)] = Field(
         "auto",
         description="signatures follow the section: κ = 1/τ², τ the expected type-specific deviation; auto: from the "

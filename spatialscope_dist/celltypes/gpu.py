@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 _SPOTS_AT_ONCE = 1024
 
 
+def has_gpu() -> bool:
+    """Return whether torch sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def fit_weights_on(
     device: str,
     counts: NDArray[np.int64],

@@ -50,10 +50,11 @@ class _Steps:
         if not (self.output / _WORK).exists():
             shutil.rmtree(self.context.ledger.units(NAME, self.item, self.output).folder, ignore_errors=True)
 
-    def map(self, function: Any, units: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def map(self, function: Any, units: dict[str, dict[str, Any]], *, on_gpu: bool = False) -> dict[str, Any]:
         """Return the results by unit; finished units are not run again."""
         ledger = self.context.ledger.units(NAME, self.item, self.output)
-        results = self.context.pool.map(function, units, ledger_units=ledger)
+        framework = "torch" if on_gpu else None
+        results = self.context.pool.map(function, units, ledger_units=ledger, framework=framework, gpu=on_gpu)
         self.done += len(units)
         return results
 
@@ -83,6 +84,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
         },
         "reference": context.upstream_key("reference", "study"),
         "reference_platform": study.reference.platform,
+        "together": [context.upstream_key("ingest", name) for name in _together(context)],
         "options": study.options.identify.model_dump(mode="json", exclude=_NOT_CONTENT),
         "seed": study.seed,
     }
@@ -102,7 +104,7 @@ def plan(context: Context, item: str) -> StagePlan:
     listed = max(s.n_cells * 1200 + s.n_spots * (600 + 40 * facts.n_types) for s in sections)
     per_cell = 24 * options.n_neighbors
     graph = n_cells * (300 + 8 * per_cell) + n_spots * 400
-    swept = (n_cells * (60 + 2 * per_cell) + n_spots * (200 + 24 * multisets)) // n_blocks + n_cells * 60
+    swept = (n_cells * (60 + 2 * per_cell) + n_spots * (200 + 24 * multisets)) // n_blocks + n_cells * 150
     peak = _PROCESS_BYTES + max(batch + counted, prepared + counted, listed, graph, swept)
     tasks = sum(2 * ceil(s.n_spots / options.batch_spots) + 3 for s in sections) + n_blocks + 2
     disk = n_cells * (300 + per_cell) + n_spots * (100 + 20 * facts.n_types + 16 * multisets)
@@ -176,12 +178,20 @@ def _section_task(context: Context, name: str, output: Path) -> SectionTask:
         reference=_folder(context, "reference", "study"),
         align=_folder(context, "align", name),
         segment=context.upstream("segment", name),
+        together=tuple(_folder(context, "ingest", one) for one in _together(context)),
         reference_platform=context.study.reference.platform,
         work=output / _WORK / name,
         target=output / name,
         options=context.study.options.identify,
         seed=context.study.seed,
     )
+
+
+def _together(context: Context) -> list[str]:
+    """Return the sections that share one platform effect, in the study's order; none when each has its own."""
+    shared = context.study.options.identify.platform_effect == "shared"
+    names = [section.name for section in context.study.sections if shared]
+    return [name for name in names if context.upstream("ingest", name) is not None]
 
 
 def _folder(context: Context, stage: str, item: str) -> Path:
@@ -200,7 +210,7 @@ def _fit_sections(steps: _Steps, tasks: dict[str, SectionTask]) -> dict[str, dic
         batch = task.options.batch_spots
         spans = list(batches(len(read_frame(task.ingest / "spots.parquet", columns=["status"])), batch))
         units = {f"{name}-weights-{batch}-{low}": {"task": task, "low": low, "high": high} for low, high in spans}
-        fitted = steps.map(fit_batch, units)
+        fitted = steps.map(fit_batch, units, on_gpu=task.options.weights_on == "gpu")
         failed = {spot: reason for unit in units for spot, reason in fitted[unit]["failed"].items()}
         steps.failed |= {f"{name}/{spot}": reason for spot, reason in failed.items()}
         about[name] |= {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from spatialscope_dist.store.frames import read_frame
 
 if TYPE_CHECKING:
     from spatialscope_dist.celltypes.platform_match import Platform
+    from spatialscope_dist.celltypes.weights import SpotWeights
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -31,6 +33,7 @@ class SectionTask:
     section, platform, diameter_um : from the study
     ingest, reference, align : folders of upstream stages
     segment : folder of the segmentation, None without an image
+    together : folders of ingest of all sections that share one platform effect; empty: each has its own
     reference_platform : 'same' or 'different' technology of the reference, or 'auto'
     work : folder for what later steps need
     target : folder of the section's results
@@ -44,6 +47,7 @@ class SectionTask:
     reference: Path
     align: Path
     segment: Path | None
+    together: tuple[Path, ...]
     reference_platform: Platform
     work: Path
     target: Path
@@ -94,9 +98,6 @@ def _table(model: Arrays) -> Any:
 
 def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
     """Write the weights of spots low:high; return the spots that could not be fitted (worker)."""
-    from spatialscope_dist.celltypes.rctd import fit_weights_as_rctd
-    from spatialscope_dist.celltypes.weights import fit_weights
-
     model = load(task.work / "model.npz")
     spots = read_frame(task.ingest / "spots.parquet", columns=["spot_id", "total_counts"]).iloc[low:high]
     totals = spots["total_counts"].to_numpy(np.int64)
@@ -104,9 +105,7 @@ def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
     used = model["used"][low:high]
     fitted = used & (counts.sum(axis=1) > 0)
     weights = np.full((high - low, len(model["profiles"])), np.nan)
-    fit = (fit_weights_as_rctd if task.options.rctd_compat else fit_weights)(
-        counts[fitted], totals[fitted], model["profiles"], _table(model)
-    )
+    fit = weights_fitter(task.options)(counts[fitted], totals[fitted], model["profiles"], _table(model))
     weights[fitted] = fit.weights
     lost = fitted & ~(np.isfinite(weights).all(axis=1) & (np.nan_to_num(weights).sum(axis=1) > 0))
     weights[lost] = np.nan
@@ -117,6 +116,22 @@ def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
         "not_converged": int((~fit.converged).sum()),
         "no_telling_counts": int((used & ~fitted).sum()),
     }
+
+
+def weights_fitter(options: IdentifyOptions) -> Callable[..., SpotWeights]:
+    """Return the function that fits weights: as RCTD does, on a GPU where the option asks and there is one, or here."""
+    if options.rctd_compat:
+        from spatialscope_dist.celltypes.rctd import fit_weights_as_rctd
+
+        return fit_weights_as_rctd
+    if options.weights_on == "gpu":
+        from spatialscope_dist.celltypes.gpu import fit_weights_on, has_gpu
+
+        if has_gpu():
+            return partial(fit_weights_on, "cuda")
+    from spatialscope_dist.celltypes.weights import fit_weights
+
+    return fit_weights
 
 
 def cache_batch(task: SectionTask, low: int, high: int, max_cells: int) -> dict[str, Any]:

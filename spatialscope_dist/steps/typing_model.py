@@ -11,10 +11,10 @@ from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.randomness import spot_keys
 from spatialscope_dist.steps.typing_fit import Arrays, SectionTask, save, table_arrays
-from spatialscope_dist.store.arrays import read_array, write_array
+from spatialscope_dist.steps.typing_platform import gene_moments, read_totals, shared_effect, shrunk_signatures
+from spatialscope_dist.store.arrays import write_array
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json
-from spatialscope_dist.store.frames import read_frame
 
 if TYPE_CHECKING:
     from spatialscope_dist.celltypes.adaptation import SpotSample
@@ -28,17 +28,19 @@ def prepare_section(task: SectionTask) -> dict[str, Any]:
     from spatialscope_dist.celltypes.platform_match import match_platforms
     from spatialscope_dist.celltypes.signatures import gene_lists
 
-    spots = read_frame(task.ingest / "spots.parquet", columns=["spot_id", "total_counts", "status"])
-    totals = spots["total_counts"].to_numpy(np.int64)
-    used = (spots["status"] == "ok").to_numpy() & (totals > 0)
+    spots, totals, used = read_totals(task.ingest)
     counts = open_counts(task.ingest / "counts.zarr")
     profiles, columns, positions = _shared_profiles(task, counts)
-    sums, largest = _gene_moments(counts, used)
+    sums, largest = gene_moments(counts, used)
     genes, sums = [counts.genes[column] for column in columns], sums[columns]
     lists = gene_lists(profiles, genes, sums)
     if len(lists.regression) == 0:
         raise BadInput(_no_genes(task.section, len(genes)))
-    effect = platform_effect(sums, int(totals[used].sum()), profiles, lists.platform)
+    effect = (
+        shared_effect(task, positions)
+        if task.together
+        else platform_effect(sums, int(totals[used].sum()), profiles, lists.platform)
+    )
     match = match_platforms(effect.effect[lists.platform], sums[lists.platform], platform=task.reference_platform)
     _write_effect(task, effect.effect, positions)
     chosen = columns[lists.regression]
@@ -140,16 +142,9 @@ def _shared_profiles(
     task: SectionTask, counts: Counts
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return shrunk signatures of shared genes, their columns in the counts, their place in the reference."""
-    from spatialscope_dist.celltypes.signatures import shrink
-
-    summary = read_json(task.reference / "summary.json")["types"]
-    types = read_json(task.reference / "types.json")
-    umi = np.array([summary[name]["umi"] for name in types], np.int64)
-    shrinkage = 0.0 if task.options.rctd_compat else task.options.shrinkage_umi
-    profiles = shrink(read_array(task.reference / "signatures.zarr"), umi, shrinkage_umi=shrinkage)
     place = positions_in(read_json(task.reference / "genes.json"), counts.genes)
     columns = np.flatnonzero(place >= 0).astype(np.int64)
-    return profiles[:, place[columns]], columns, place[columns].astype(np.int64)
+    return shrunk_signatures(task)[:, place[columns]], columns, place[columns].astype(np.int64)
 
 
 def _no_genes(section: str, n_shared: int) -> Problem:
@@ -159,17 +154,6 @@ def _no_genes(section: str, n_shared: int) -> Problem:
         "genes that differ between types and are counted at least 3 times",
         "Check that reference and section are of one tissue and use one kind of gene names.",
     )
-
-
-def _gene_moments(counts: Counts, used: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return sum and maximum of each gene over the used spots, (genes,)."""
-    sums, largest = np.zeros(counts.shape[1], np.int64), np.zeros(counts.shape[1], np.int64)
-    for low, block in counts.blocks():
-        kept = block[used[low : low + block.shape[0]]]
-        if kept.shape[0]:
-            sums += np.asarray(kept.sum(axis=0), np.int64).ravel()
-            largest = np.maximum(largest, kept.max(axis=0).toarray().ravel().astype(np.int64))
-    return sums, largest
 
 
 def _rows(counts: Counts, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:

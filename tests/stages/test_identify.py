@@ -186,6 +186,33 @@ def test_run__summary_and_falling_energy(typed):
     assert not list(output.glob(".work*"))
 
 
+def test_run__one_platform_effect_for_all_sections(stack, typed):
+    _, output = stack.run("shared", platform_effect="shared")
+    shared = [read_array(output / name / "platform_effect.zarr") for name in stack.names]
+    own = [read_array(typed[1] / name / "platform_effect.zarr") for name in stack.names]
+    assert np.array_equal(*shared, equal_nan=True)
+    assert not np.array_equal(*own, equal_nan=True)
+    low, high = np.sort(own, axis=0)
+    between = (shared[0] >= 0.97 * low) & (shared[0] <= 1.03 * high)
+    assert between[10:].mean() > 0.9
+
+
+def test_inputs__sections_that_share_a_platform_effect_depend_on_each_other(stack):
+    own, shared = (identify.inputs(stack.context(platform_effect=kind), "stack") for kind in ("section", "shared"))
+    assert own["together"] == []
+    assert shared["together"] == ["ingest", "ingest"]
+
+
+def test_fit_batch__without_a_gpu_the_compiled_kernels_are_used():
+    from spatialscope_dist.celltypes.gpu import has_gpu
+    from spatialscope_dist.celltypes.weights import fit_weights
+    from spatialscope_dist.steps.typing_fit import weights_fitter
+
+    if has_gpu():
+        pytest.skip("this machine has a GPU")
+    assert weights_fitter(IdentifyOptions(weights_on="gpu")) is fit_weights
+
+
 @pytest.mark.parametrize("division", [{"n_blocks": 4}, {"batch_spots": 7}, {"n_blocks": 3, "batch_spots": 40}])
 def test_run__same_result_for_any_blocks_and_batches(stack, typed, division):
     outcome, output = stack.run("-".join(map(str, division.values())), **division)
