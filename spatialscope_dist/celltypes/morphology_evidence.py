@@ -47,7 +47,9 @@ class Evidence(NamedTuple):
     @property
     def verdict(self) -> str:
         """The decision and its figures, in words."""
-        start = "nuclei of different types look different" if self.convinces else "nuclei do not tell types"
+        start = (
+            "the looks of nuclei help to type them" if self.convinces else "the looks of nuclei tell no types, unused"
+        )
         gain = f"{self.gain:.3f} ± {self.gain_error:.3f} nats per cell on spots held out"
         return f"{start}: {gain}, {self.exchanged:.3f} with nuclei exchanged among neighbouring spots"
 

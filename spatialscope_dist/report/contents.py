@@ -154,12 +154,19 @@ def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
         "Counts alone seldom tell which of two neighbouring nuclei in one spot has which type: read the composition of "
         "a spot as the result, and the type of a single nucleus with its probability."
     ]
+    notes += [f"{section.name}: {text}." for section in typed if (text := _looks_of_nuclei(section))]
     if study.few_cells:
         few = ", ".join(f"{name} ({count:,})" for name, count in study.few_cells.items())
         notes.append(
             f"Types known from few reference cells, whose profiles, and so whose shares, are uncertain: {few}."
         )
     yield Block("Cell types and how sure they are", notes, [Table(header, rows)], pictures)
+
+
+def _looks_of_nuclei(section: SectionView) -> str | None:
+    """Return whether the looks of nuclei helped to type the cells of a section; None where nobody measured them."""
+    verdict = section.identify.get("morphology", {}).get(section.name, {})
+    return str(verdict["reason"]) if "measures" in verdict else None
 
 
 def _expression(study: StudyView) -> Iterator[Block]:

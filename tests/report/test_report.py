@@ -90,6 +90,7 @@ def test_build_report__stands_alone_and_says_everything(oracle: Oracle, tmp_path
         "One gene before and after",
         "which estimator, and why",
         "Best on rehearsed spots.",
+        "the looks of nuclei help to type them: 0.2 nats.",
         "no finite weights",
         "no ligand-receptor pairs",
         "0.50 GiB",
@@ -97,6 +98,7 @@ def test_build_report__stands_alone_and_says_everything(oracle: Oracle, tmp_path
         "numpy",
     ):
         assert words in without_pictures, words
+    assert "nobody measured" not in text
     assert done["accuracy"]["nuclei_found"] == 1
     assert done["accuracy"]["cell_type_accuracy"] == 1
 
