@@ -137,17 +137,24 @@ class IdentifyOptions(StageOptions):
 
 
 class TrainOptions(StageOptions):
-    """Conditional score-based generative model, eq. (7)-(9)."""
+    """The generative model of expression: count denoiser, and conditional score network, eq. (7)-(9)."""
 
+    networks: tuple[Literal["counts", "score"], ...] = Field(
+        ("counts", "score"), min_length=1, description="what to train: the count denoiser, the score network, or both"
+    )
     width: int = Field(256, ge=16, description="hidden units")
     n_blocks: int = Field(2, ge=1, description="residual blocks")
-    max_steps: int = Field(1800, ge=1, description="optimiser steps at most")
+    max_steps: int = Field(1800, ge=1, description="optimiser steps of the count denoiser at most")
+    score_steps: int = Field(600, ge=1, description="optimiser steps of the score network at most")
     batch_cells: int = Field(256, ge=8, description="cells per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW; warmed up, then falling by a cosine")
     weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the ones used")
     noise_min: float = Field(0.02, gt=0, description="smallest noise level, in units of the data's sd")
     noise_max: float = Field(20.0, gt=0, description="largest noise level, in units of the data's sd")
+    label_errors: float = Field(
+        0.1, ge=0, lt=1, description="largest rate of wrong types the count denoiser learns to work with"
+    )
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of reference cells for early stopping")
     check_every_steps: int = Field(100, ge=1, description="steps between evaluations on held-out cells")
     checkpoint_every_steps: int = Field(200, ge=1, description="steps between checkpoints; never changes the result")
@@ -157,11 +164,22 @@ class TrainOptions(StageOptions):
 class DecomposeOptions(StageOptions):
     """Posterior decomposition of spots into cells, eq. (10)-(12), Algorithm 1."""
 
-    sampler: Literal["preconditioned", "langevin"] = Field(
-        "preconditioned", description="fast preconditioned sampler, or annealed Langevin dynamics (Algorithm 1)"
+    estimator: str = Field(
+        "auto",
+        pattern=r"^(auto|(counts|score|proportional|type_mean|sized|shrinkage)"
+        r"(\+(counts|score|proportional|type_mean|sized|shrinkage))*)$",
+        description="auto: best on simulated spots of held-out reference cells; counts: count denoiser with split "
+        "Gibbs; score: score network; or a baseline; names joined by + are averaged",
     )
-    estimator: Literal["auto", "model", "proportional", "type_mean", "sized", "shrinkage"] = Field(
-        "auto", description="auto: best on held-out simulated spots"
+    count_chains: int = Field(8, ge=1, description="posterior replicates R of split Gibbs; 4 is twice as fast")
+    count_sweeps: int = Field(4, ge=2, description="sweeps of split Gibbs; more chains gain more than more sweeps")
+    count_burn_in: int = Field(2, ge=0, description="sweeps of split Gibbs dropped")
+    label_errors: float = Field(
+        0.03, ge=0, le=0.5, description="share of wrong cell types the count denoiser reckons with"
+    )
+    sampler: Literal["preconditioned", "langevin"] = Field(
+        "preconditioned",
+        description="of the score network: fast preconditioned sampler, or annealed Langevin dynamics (Algorithm 1)",
     )
     n_steps: int = Field(6, ge=1, description="noise levels of the preconditioned sampler")
     n_chains: int = Field(8, ge=2, description="posterior replicates R of the preconditioned sampler")

@@ -7,7 +7,7 @@ split is multinomial (captured part), and what was not captured is expected expr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,17 @@ class SpotCells:
         """Return spots low:high and their cells."""
         start, stop = self.first[low], self.first[high]
         first = self.first[low : high + 1] - start
-        return SpotCells(self.counts[low:high], first, self.types[start:stop], self.keys[low:high], self.exposure)
+        return replace(
+            self, counts=self.counts[low:high], first=first, types=self.types[start:stop], keys=self.keys[low:high]
+        )
+
+    def select(self, rows: NDArray[np.intp]) -> tuple[SpotCells, NDArray[np.intp]]:
+        """Return the spots of these rows, ascending, and which cells are theirs."""
+        n_cells = self.n_cells[rows]
+        first = np.r_[0, np.cumsum(n_cells)].astype(np.int64)
+        cells = np.repeat(self.first[rows] - first[:-1], n_cells) + np.arange(first[-1])
+        chosen = replace(self, counts=self.counts[rows], first=first, types=self.types[cells], keys=self.keys[rows])
+        return chosen, cells
 
     def batches(self, max_cells: int) -> Iterator[tuple[slice, SpotCells]]:
         """Yield (cells, spots) of runs of whole spots with at most `max_cells` cells, or one spot with more."""

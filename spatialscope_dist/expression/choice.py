@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from spatialscope_dist.expression.allocation import Estimate, SpotCells, exchangeable
+from spatialscope_dist.expression.allocation import SpotCells, exchangeable
 from spatialscope_dist.expression.baselines import BASELINES
-from spatialscope_dist.expression.model import ScoreModel
+from spatialscope_dist.expression.estimators import candidates, estimate_all
+from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.noise import chain_keys
-from spatialscope_dist.expression.samplers import sample
 from spatialscope_dist.options import DecomposeOptions
 from spatialscope_dist.randomness import generator, key_of
 
 Float = NDArray[np.float32]
-_CELLS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -149,53 +148,48 @@ def _means(scores: Mapping[str, NDArray[np.float64]], chosen: NDArray[np.bool_])
     return {name: float(score[chosen].mean()) if chosen.any() else float("nan") for name, score in scores.items()}
 
 
-def _gain(scores: Mapping[str, NDArray[np.float64]], rival: str) -> tuple[float, float]:
-    """Return the model's mean paired gain over a rival and its standard error."""
-    gain = scores["model"] - scores[rival]
+def _gain(scores: Mapping[str, NDArray[np.float64]], name: str, rival: str) -> tuple[float, float]:
+    """Return the mean paired gain of one estimator over another and its standard error."""
+    gain = scores[name] - scores[rival]
     error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
     return float(gain.mean()) if len(gain) else 0.0, float(error)
 
 
-def choose(rehearsal: Rehearsal, model: ScoreModel, options: DecomposeOptions) -> Choice:
-    """Return the estimator to use: the model only when it beats every baseline, else the best baseline.
+def choose(rehearsal: Rehearsal, model: ExpressionModel, options: DecomposeOptions) -> Choice:
+    """Return the estimator to use: the best one on simulated spots, the simpler one where the gain is not sure.
 
-    The model wins when its mean paired gain over the best baseline exceeds the standard error of that gain, and it
-    does not lose more than a standard error on the cells of unique type. The second test matters because matching
-    equal cells to the truth rewards any estimator that tells them apart, right or wrong.
+    Candidates are taken from simple to costly: baselines, networks, blends. One takes the lead when its mean paired
+    gain over the leader exceeds the gain's standard error, and it does not lose more than a standard error on the
+    cells of unique type. The second test matters because matching equal cells to the truth rewards any estimator
+    that tells them apart, right or wrong.
     """
-    spots = rehearsal.spots
-    means = {name: baseline(spots, model.profiles).mean for name, baseline in BASELINES.items()}
-    means["model"] = sample(spots, model, options).mean
+    spots, names = rehearsal.spots, candidates(model)
+    means = estimate_all(spots, model, options, names=names)
     scores = {name: cell_cosines(np.nan_to_num(mean), rehearsal) for name, mean in means.items()}
     unique = _unique_cells(spots)
+    unique_scores = {name: score[unique] for name, score in scores.items()}
     cosines, unique_cosines = _means(scores, np.ones(len(unique), bool)), _means(scores, unique)
-    best = max(BASELINES, key=lambda name: cosines[name])
-    gain, error = _gain(scores, best)
-    unique_gain, unique_error = _gain({name: score[unique] for name, score in scores.items()}, best)
+    best = leader = max(BASELINES, key=lambda name: cosines[name])
+    for name in sorted(set(names) - set(BASELINES), key=lambda one: (one.count("+"), -cosines[one])):
+        gain, error = _gain(scores, name, leader)
+        unique_gain, unique_error = _gain(unique_scores, name, leader)
+        if gain > error and unique_gain >= -unique_error:
+            leader = name
+    chosen = leader if options.estimator == "auto" else options.estimator
+    gain, error = _gain(scores, leader, best)
+    unique_gain, unique_error = _gain(unique_scores, leader, best)
     compared = (
-        f"model {cosines['model']:.4f} against {best} {cosines[best]:.4f} (gain {gain:+.4f} ± {error:.4f}; "
+        f"{leader} {cosines[leader]:.4f}, best baseline {best} {cosines[best]:.4f} (gain {gain:+.4f} ± {error:.4f}; "
         f"on cells of unique type {unique_gain:+.4f} ± {unique_error:.4f}; "
         f"mean cosines of {len(unique)} held-out cells, {int(unique.sum())} of unique type)"
     )
-    name: str
     if options.estimator != "auto":
-        name, reason = options.estimator, f"set by decompose.estimator; {compared}"
-    elif gain > error and unique_gain >= -unique_error:
-        name, reason = "model", f"best on simulated spots: {compared}"
+        reason = f"set by decompose.estimator; {compared}"
+    elif leader == best:
+        reason = f"no network or blend beats it on simulated spots: {compared}"
     else:
-        name, reason = best, f"the model does not beat it on simulated spots: {compared}"
-    return Choice(name, reason, cosines, unique_cosines, len(unique))
-
-
-def estimate_spots(spots: SpotCells, model: ScoreModel, options: DecomposeOptions, *, name: str) -> Estimate:
-    """Return mean and sd of every cell by the estimator of that name, batch by batch in bounded memory."""
-    if name == "model":
-        return sample(spots, model, options)
-    mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
-    sd = np.empty_like(mean)
-    for cells, part in spots.batches(_CELLS_PER_BATCH):
-        mean[cells], sd[cells] = BASELINES[name](part, model.profiles)
-    return Estimate(mean, sd)
+        reason = f"best on simulated spots: {compared}"
+    return Choice(chosen, reason, cosines, unique_cosines, len(unique))
 
 
 def _unit(values: Float) -> NDArray[np.float64]:

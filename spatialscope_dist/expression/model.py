@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.expression.count_denoiser import DenoiserShape
 from spatialscope_dist.expression.profiles import ReferenceProfiles
 from spatialscope_dist.expression.score_network import NetworkShape, denoise
 
@@ -21,51 +22,60 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMAT = 1
-_PROFILE, _WEIGHT = "profile.", "network."
+FORMAT = 2
+_PROFILE = "profile."
+_SHAPES: dict[str, type[NetworkShape] | type[DenoiserShape]] = {"score": NetworkShape, "counts": DenoiserShape}
 
 
 @dataclass(frozen=True)
-class ScoreModel:
-    """A conditional score model and the reference profiles it was trained on.
+class Network:
+    """Sizes and averaged (EMA) weights, by name, of one network."""
+
+    shape: NetworkShape | DenoiserShape
+    parameters: Mapping[str, NDArray[np.float32]]
+
+    @functools.cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(np.array(values)) for name, values in self.parameters.items()}
+
+    def on(self, device: torch.device | None) -> dict[str, Tensor]:
+        """Return the weights as tensors on a device."""
+        return {name: tensor.to(device) for name, tensor in self._tensors.items()}
+
+
+@dataclass(frozen=True)
+class ExpressionModel:
+    """The trained networks and the reference profiles they were trained on.
 
     Attributes
     ----------
     genes, types
         names, in the order of the arrays.
-    shape
-        sizes of the network.
+    networks
+        "counts": the count denoiser; "score": the score network; one of them may be missing.
     noise_range
-        smallest and largest trained noise level, in units of the data's sd.
+        smallest and largest noise level the score network was trained on, in units of the data's sd.
     profiles
         statistics of the training cells per type.
-    parameters
-        averaged (EMA) weights by name, float32.
     training
         seed, held-out share, steps, losses, versions: how it came about.
     """
 
     genes: tuple[str, ...]
     types: tuple[str, ...]
-    shape: NetworkShape
+    networks: Mapping[str, Network]
     noise_range: tuple[float, float]
     profiles: ReferenceProfiles
-    parameters: Mapping[str, NDArray[np.float32]]
     training: Mapping[str, Any]
 
-    @functools.cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights as torch tensors."""
-        import torch
-
-        return {name: torch.from_numpy(np.array(values)) for name, values in self.parameters.items()}
-
     def denoiser(self, types: NDArray[np.int64], *, device: torch.device | None = None) -> Denoiser:
-        """Return the denoiser of rows whose cell types are `types`, (rows,)."""
+        """Return the score model's denoiser of rows whose cell types are `types`, (rows,)."""
         import torch
 
         return Denoiser(
-            {name: tensor.to(device) for name, tensor in self.tensors.items()},
+            self.networks["score"].on(device),
             torch.from_numpy(np.array(types, np.int64)).to(device),
             torch.from_numpy(np.array(self.profiles.mean_log)).to(device),
             self.noise_range,
@@ -96,18 +106,22 @@ class Denoiser:
             return denoise(self.parameters, scaled, level=levels, types=self.types, profiles=self.profiles)
 
 
-def pack_model(model: ScoreModel) -> tuple[bytes, dict[str, Any]]:
+def pack_model(model: ExpressionModel) -> tuple[bytes, dict[str, Any]]:
     """Return the contents of weights.safetensors and model.json; no pickle anywhere."""
     from safetensors.numpy import save
 
-    tensors = {_WEIGHT + name: np.ascontiguousarray(values) for name, values in model.parameters.items()}
+    tensors = {
+        f"{kind}.{name}": np.ascontiguousarray(values)
+        for kind, network in model.networks.items()
+        for name, values in network.parameters.items()
+    }
     tensors |= {_PROFILE + name: np.ascontiguousarray(values) for name, values in model.profiles.arrays().items()}
     weights = save(tensors)
     document = {
         "format": FORMAT,
         "genes": list(model.genes),
         "types": list(model.types),
-        "network": asdict(model.shape),
+        "networks": {kind: asdict(network.shape) for kind, network in model.networks.items()},
         "noise_range": list(model.noise_range),
         "data_scale": float(model.profiles.scale[0]),
         "mu": [[float(str(value)) for value in row] for row in model.profiles.mean_log],
@@ -118,7 +132,7 @@ def pack_model(model: ScoreModel) -> tuple[bytes, dict[str, Any]]:
     return weights, document
 
 
-def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ScoreModel:
+def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ExpressionModel:
     """Return the model of the two files' contents.
 
     Raises
@@ -137,19 +151,26 @@ def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ScoreModel:
         raise BadInput(Problem("weights.safetensors", f"SHA-256 {digest[:12]}…", "the one in model.json", remedy))
     tensors = load(weights)
     low, high = document["noise_range"]
-    return ScoreModel(
+    networks = {
+        kind: Network(_SHAPES[kind](**shape), _of_prefix(tensors, f"{kind}."))
+        for kind, shape in document["networks"].items()
+    }
+    return ExpressionModel(
         tuple(document["genes"]),
         tuple(document["types"]),
-        NetworkShape(**document["network"]),
+        networks,
         (low, high),
-        ReferenceProfiles(**{n.removeprefix(_PROFILE): v for n, v in tensors.items() if n.startswith(_PROFILE)}),
-        {n.removeprefix(_WEIGHT): v for n, v in tensors.items() if n.startswith(_WEIGHT)},
+        ReferenceProfiles(**_of_prefix(tensors, _PROFILE)),
         document["training"],
     )
 
 
+def _of_prefix(tensors: Mapping[str, NDArray[np.float32]], prefix: str) -> dict[str, NDArray[np.float32]]:
+    return {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
+
+
 @functools.lru_cache(maxsize=1)
-def load_model(folder: Path, weights_sha256: str) -> ScoreModel:
+def load_model(folder: Path, weights_sha256: str) -> ExpressionModel:
     """Return the model in a folder; kept in the process under its path and the hash of its weights.
 
     Raises

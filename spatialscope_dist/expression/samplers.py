@@ -1,4 +1,4 @@
-"""Posterior samplers: the cells of a spot given its counts and the score model, eq. (10)-(12).
+"""Posterior samplers under the score network: the cells of a spot given its counts, eq. (10)-(12).
 
 Both work on micro-batches of whole spots padded to one fixed number of cells, draw every random number by
 (seed, spot, rank, chain, step, gene), and add up cells in order of rank: the result of a spot does not depend
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, combine_chains, sum_cells
 from spatialscope_dist.expression.device import working_device
-from spatialscope_dist.expression.model import ScoreModel
+from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.noise import falling_levels, geometric_levels, keyed_normals, keyed_normals_torch
 from spatialscope_dist.options import DecomposeOptions
 
@@ -28,8 +28,8 @@ _CELLS_PER_BATCH = 64
 _FIRST_LEVEL, _LAST_LEVEL = 20.0, 0.05
 
 
-def sample(
-    spots: SpotCells, model: ScoreModel, options: DecomposeOptions, *, device: torch.device | None = None
+def sample_score(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
 ) -> Estimate:
     """Return posterior mean and sd of every cell, (cells, genes) reference counts, by the sampler of the options.
 
@@ -50,7 +50,7 @@ class _Batch:
     """Whole spots on a device; `cells` rows are padded to a fixed multiple."""
 
     spots: SpotCells
-    model: ScoreModel
+    model: ExpressionModel
     padded: SpotCells
     mean_log: Tensor  # (cells, genes)
     ceiling: Tensor  # (genes,)
@@ -106,7 +106,7 @@ class _Batch:
         return combine_chains(means[:, :n_cells].cpu().numpy(), variances[:, :n_cells].cpu().numpy(), self.spots)
 
 
-def _batch(spots: SpotCells, model: ScoreModel, *, device: torch.device) -> _Batch:
+def _batch(spots: SpotCells, model: ExpressionModel, *, device: torch.device) -> _Batch:
     import torch
 
     extra = -len(spots.types) % _CELLS_PER_BATCH

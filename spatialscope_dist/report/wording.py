@@ -16,6 +16,12 @@ ACCURACY: Mapping[str, str] = {
 }
 
 ESTIMATORS: Mapping[str, str] = {
+    "counts": "count denoiser (posterior mean)",
+    "score": "score model (posterior mean)",
+    "counts+shrinkage": "mean of count denoiser and shrinkage",
+    "counts+proportional": "mean of count denoiser and proportional allocation",
+    "counts+score": "mean of count denoiser and score model",
+    "sized+counts+score": "mean of sized allocation, count denoiser and score model",
     "model": "score model (posterior mean)",
     "type_mean": "mean of the cell's type",
     "proportional": "proportional allocation",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.expression.score_network import TORCH_WORKER_BYTES
+from spatialscope_dist.expression.residual_network import TORCH_WORKER_BYTES
 from spatialscope_dist.options import DecomposeOptions
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.randomness import generator, spot_keys
@@ -26,11 +26,12 @@ from spatialscope_dist.store.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
     from spatialscope_dist.expression.allocation import Estimate, SpotCells
-    from spatialscope_dist.expression.model import ScoreModel
+    from spatialscope_dist.expression.model import ExpressionModel
 
 NAME = "decompose"
-VERSION = 2
+VERSION = 3
 _CHUNK_ROWS = 256
+_COMPILER_BYTES = 140 << 20  # of the sweep's compiled loops
 _FAILED = "failed: the estimate is not a number"
 _UNTYPED = "untyped"
 _NO_CELLS = "no_cells"
@@ -50,10 +51,10 @@ class SectionTask:
     options: DecomposeOptions
     seed: int
 
-    def score_model(self) -> ScoreModel:
+    def expression_model(self) -> ExpressionModel:
         """Return the model, kept in the process."""
         from spatialscope_dist.expression.model import load_model
-        from spatialscope_dist.expression.score_network import settle_torch
+        from spatialscope_dist.expression.residual_network import settle_torch
 
         settle_torch()
         return load_model(self.model, self.weights_sha256)
@@ -87,13 +88,13 @@ def plan(context: Context, item: str) -> StagePlan:
     options, facts = context.study.options.decompose, context.facts
     section, genes = facts.sections[item], context.largest_panel()
     shard = 4 * options.rows_per_shard * genes * 6
-    chains = max(options.n_chains, options.langevin_chains)
+    chains = max(options.n_chains, options.langevin_chains, 2 * options.count_chains)
     batch = 4 * 64 * chains * genes * 12
     rehearsal = 4 * REHEARSED_CELLS * genes * 12
     tables = 40 * section.n_cells + 300 * section.n_spots + 200 * facts.n_reference_cells
     blocks = 12 * 4096 * min(section.n_genes, 4 * section.n_stored // max(section.n_spots, 1))
     model = 40 * facts.n_types * genes + 12 * context.study.options.train.width * genes
-    peak = TORCH_WORKER_BYTES + model + tables + blocks + batch + max(shard, rehearsal)
+    peak = TORCH_WORKER_BYTES + _COMPILER_BYTES + model + tables + blocks + batch + max(shard, rehearsal)
     shards = -(-section.n_cells // options.rows_per_shard)
     return StagePlan(tasks=shards + 1, peak_bytes=peak, disk_bytes=8 * section.n_cells * genes)
 
@@ -147,7 +148,7 @@ def prepare_section(*, task: SectionTask) -> dict[str, Any]:
     """Write the cells' spots and types, the exposures and empty results; return the chosen estimator (worker)."""
     from spatialscope_dist.expression.baselines import capture_estimate, exposures
 
-    model = task.score_model()
+    model = task.expression_model()
     cells = read_frame(task.identify / "cells.parquet", columns=["spot_row", "cell_type"])
     place = {name: number for number, name in enumerate(model.types)}
     types = np.array([place.get(name, -1) for name in cells["cell_type"]], np.int64)
@@ -187,7 +188,7 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _panel_effect(task: SectionTask, counts: Counts, model: ScoreModel) -> NDArray[np.float32]:
+def _panel_effect(task: SectionTask, counts: Counts, model: ExpressionModel) -> NDArray[np.float32]:
     """Return exp(gamma) of the panel's genes, (genes,): 1 where it could not be estimated, 0 where not measured."""
     at = positions_in(read_json(task.reference / "genes.json"), model.genes)
     effect = np.asarray(read_array(task.identify / "platform_effect.zarr"), np.float64)[at]
@@ -196,7 +197,7 @@ def _panel_effect(task: SectionTask, counts: Counts, model: ScoreModel) -> NDArr
     return np.where(measured, np.where(known, effect, 1.0), 0.0).astype(np.float32)
 
 
-def _panel_totals(counts: Counts, spot_rows: NDArray[np.int64], model: ScoreModel) -> NDArray[np.float64]:
+def _panel_totals(counts: Counts, spot_rows: NDArray[np.int64], model: ExpressionModel) -> NDArray[np.float64]:
     """Return the counts of the panel's genes summed over spots with typed cells, (genes,)."""
     used = np.zeros(counts.shape[0], bool)
     used[spot_rows] = True
@@ -232,10 +233,10 @@ def decompose_rows(*, task: SectionTask, low: int, high: int) -> dict[str, Any]:
     import pandas as pd
 
     from spatialscope_dist.expression.allocation import residuals
-    from spatialscope_dist.expression.choice import estimate_spots
+    from spatialscope_dist.expression.estimators import estimate_spots
     from spatialscope_dist.expression.samplers import failed_spots
 
-    model = task.score_model()
+    model = task.expression_model()
     shard = _read_shard(task, low, high, model=model)
     name = read_json(task.output / "estimator.json")["estimator"]
     estimate = estimate_spots(shard.spots, model, task.options, name=name)
@@ -279,7 +280,7 @@ class _Shard:
         return rows[self.offset : self.offset + self.n_cells]
 
 
-def _read_shard(task: SectionTask, low: int, high: int, *, model: ScoreModel) -> _Shard:
+def _read_shard(task: SectionTask, low: int, high: int, *, model: ExpressionModel) -> _Shard:
     from spatialscope_dist.expression.allocation import SpotCells
     from spatialscope_dist.expression.noise import chain_keys
 

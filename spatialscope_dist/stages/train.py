@@ -12,7 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from spatialscope_dist.expression.score_network import TORCH_WORKER_BYTES, NetworkShape, settle_torch
+from spatialscope_dist.expression.count_denoiser import DenoiserShape
+from spatialscope_dist.expression.residual_network import TORCH_WORKER_BYTES, settle_torch
 from spatialscope_dist.options import TrainOptions
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
@@ -22,11 +23,14 @@ from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.store.publish import finish_switch, switch_in
 
 if TYPE_CHECKING:
-    from spatialscope_dist.expression.training import TrainingData, TrainingState
+    from spatialscope_dist.expression.objectives import Objective, TrainingData
+    from spatialscope_dist.expression.training_state import TrainingState
+
+    Trained = dict[str, tuple[Objective, TrainingState]]  # by network
 
 NAME = "train"
-VERSION = 1
-_FILES = ("weights.safetensors", "model.json", "training.jsonl")
+VERSION = 2
+_FILES = ("weights.safetensors", "model.json")
 _STORED_SHARE = 0.5  # of the panel's entries of a reference that are not zero, at most
 
 
@@ -52,11 +56,11 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
 def plan(context: Context, item: str) -> StagePlan:
     """Return one task: the panel's counts, the network with its moments, and the activations of a batch."""
     options, facts, genes = context.study.options.train, context.facts, context.largest_panel()
-    weights = 4 * NetworkShape(genes, options.width, options.n_blocks).n_parameters()
+    weights = 4 * DenoiserShape(genes, options.width, options.n_blocks).n_parameters()
     counts = int(8 * _STORED_SHARE * facts.n_reference_cells * genes)
-    batch = 4 * options.batch_cells * (8 * genes + 24 * options.width * options.n_blocks)
+    batch = 4 * options.batch_cells * (24 * genes + 24 * options.width * options.n_blocks)
     peak = TORCH_WORKER_BYTES + 2 * counts + 12 * weights + 2 * batch + 8 * 12 * facts.n_types * genes
-    return StagePlan(tasks=1, peak_bytes=peak, disk_bytes=8 * weights + 30 * facts.n_types * genes)
+    return StagePlan(tasks=1, peak_bytes=peak, disk_bytes=16 * weights + 30 * facts.n_types * genes)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
@@ -79,34 +83,47 @@ def _publish_model(output: Path, target: Path) -> None:
     finish_switch(target)
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    for name in _FILES:
-        write_bytes(fresh / name, (output / name).read_bytes())
+    for file in sorted(output.iterdir()):
+        if file.name in _FILES or file.name.startswith("training"):
+            write_bytes(fresh / file.name, file.read_bytes())
     switch_in(fresh, target)
 
 
 def train_model(*, reference: Path, output: Path, options: TrainOptions, seed: int) -> dict[str, Any]:
-    """Write model, curve and checkpoints and return what was reached; runs on a worker."""
-    from spatialscope_dist.expression.training import Hooks, fit, unpack_state
-
+    """Write model, curves and checkpoints and return what was reached; runs on a worker."""
     settle_torch()
     genes = read_json(reference / "panel.json")["genes"]
     types = read_json(reference / "types.json")
     data = read_training_data(reference, genes, types, share=options.held_out, seed=seed)
-    saved = output / "checkpoint.safetensors"
-    state = unpack_state(saved.read_bytes()) if saved.exists() else None
-    curve = _Curve(output, upto=state.step if state else 0)
-    hooks = Hooks(row=curve.add, checkpoint=curve.save)
-    state = fit(data, options, seed=seed, state=state, hooks=hooks)
-    summary = _summary(state, data, options=options, seed=seed)
-    _write_model(output, state, data, genes=genes, types=types, options=options, summary=summary)
+    trained: Trained = {
+        name: _train_network(name, data, output, options=options, seed=seed) for name in options.networks
+    }
+    summary = _summary(trained, data, options=options, seed=seed)
+    _write_model(output, trained, data, genes=genes, types=types, options=options, summary=summary)
     write_json(output / "summary.json", summary)
     return summary
 
 
+def _train_network(
+    name: str, data: TrainingData, output: Path, *, options: TrainOptions, seed: int
+) -> tuple[Objective, TrainingState]:
+    from spatialscope_dist.expression.device import working_device
+    from spatialscope_dist.expression.objectives import OBJECTIVES
+    from spatialscope_dist.expression.training import fit
+    from spatialscope_dist.expression.training_state import Hooks, unpack_state
+
+    objective = OBJECTIVES[name](data, options, working_device())
+    saved = output / f"checkpoint_{name}.safetensors"
+    state = unpack_state(saved.read_bytes()) if saved.exists() else None
+    curve = _Curve(output, name, first=name == options.networks[0], upto=state.step if state else 0)
+    hooks = Hooks(row=curve.add, checkpoint=curve.save)
+    return objective, fit(objective, data, options, seed=seed, state=state, hooks=hooks)
+
+
 def read_training_data(reference: Path, genes: list[str], types: list[str], *, share: float, seed: int) -> TrainingData:
     """Return the panel's counts of all reference cells, their types and the split (worker)."""
+    from spatialscope_dist.expression.objectives import TrainingData
     from spatialscope_dist.expression.profiles import reference_profiles, split_cells
-    from spatialscope_dist.expression.training import TrainingData
 
     place = {name: number for number, name in enumerate(types)}
     names = read_frame(reference / "cells.parquet", columns=["cell_type"])["cell_type"]
@@ -123,30 +140,38 @@ def _panel_counts(counts: Counts, genes: list[str]) -> sp.csr_matrix:
 
 
 class _Curve:
-    """The training curve and the checkpoints, in the stage's output folder."""
+    """The training curve and the checkpoints of a network, in the stage's output folder."""
 
-    def __init__(self, output: Path, *, upto: int) -> None:
-        self._output = output
-        file = output / "training.jsonl"
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
-        self._rows = [row for row in rows if row["step"] <= upto]
+    def __init__(self, output: Path, name: str, *, first: bool, upto: int) -> None:
+        self._output, self._name = output, name
+        self._file = output / ("training.jsonl" if first else f"training_{name}.jsonl")
+        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        self._rows = [row for row in map(json.loads, text.splitlines()) if row["step"] <= upto]
         self._before = self._rows[-1]["seconds"] if self._rows else 0.0
 
     def add(self, row: dict[str, float]) -> None:
         """Add one row; the file is whole after every row."""
         self._rows.append(row | {"seconds": round(self._before + row["seconds"], 3)})
-        lines = "".join(json.dumps(row) + "\n" for row in self._rows)
-        write_bytes(self._output / "training.jsonl", lines.encode())
+        write_bytes(self._file, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
 
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint."""
-        from spatialscope_dist.expression.training import describe_state, pack_state
+        from spatialscope_dist.expression.training_state import describe_state, pack_state
 
-        write_bytes(self._output / "checkpoint.safetensors", pack_state(state))
-        write_json(self._output / "checkpoint.json", describe_state(state))
+        write_bytes(self._output / f"checkpoint_{self._name}.safetensors", pack_state(state))
+        write_json(self._output / f"checkpoint_{self._name}.json", describe_state(state))
 
 
-def _summary(state: TrainingState, data: TrainingData, *, options: TrainOptions, seed: int) -> dict[str, Any]:
+def _summary(trained: Trained, data: TrainingData, *, options: TrainOptions, seed: int) -> dict[str, Any]:
+    networks = {
+        name: {
+            "steps": state.step,
+            "stopped_early": state.stopped,
+            "best_step": state.best_step,
+            "best_held_out_loss": state.best_held_out,
+        }
+        for name, (_, state) in trained.items()
+    }
     return {
         "seed": seed,
         "held_out_share": options.held_out,
@@ -154,16 +179,13 @@ def _summary(state: TrainingState, data: TrainingData, *, options: TrainOptions,
         "held_out_cells": len(data.held_out),
         "genes": data.counts.shape[1],
         "types": data.profiles.mean_log.shape[0],
-        "steps": state.step,
-        "stopped_early": state.stopped,
-        "best_step": state.best_step,
-        "best_held_out_loss": state.best_held_out,
+        "networks": networks,
     }
 
 
 def _write_model(
     output: Path,
-    state: TrainingState,
+    trained: Trained,
     data: TrainingData,
     *,
     genes: list[str],
@@ -171,16 +193,15 @@ def _write_model(
     options: TrainOptions,
     summary: dict[str, Any],
 ) -> None:
-    from spatialscope_dist.expression.model import ScoreModel, pack_model
+    from spatialscope_dist.expression.model import ExpressionModel, Network, pack_model
 
     versions = {name: version(name) for name in ("spatialscope_dist", "torch", "numpy", "safetensors")}
-    model = ScoreModel(
+    model = ExpressionModel(
         genes=tuple(genes),
         types=tuple(types),
-        shape=NetworkShape(len(genes), options.width, options.n_blocks),
+        networks={name: Network(objective.shape, state.best) for name, (objective, state) in trained.items()},
         noise_range=(options.noise_min, options.noise_max),
         profiles=data.profiles,
-        parameters=state.best,
         training=summary | {"options": options.model_dump(mode="json"), "versions": versions},
     )
     weights, document = pack_model(model)

@@ -15,7 +15,7 @@ from spatialscope_dist.store.frames import read_frame
 
 if TYPE_CHECKING:
     from spatialscope_dist.expression.choice import Choice, Rehearsal
-    from spatialscope_dist.expression.model import ScoreModel
+    from spatialscope_dist.expression.model import ExpressionModel
 
 REHEARSED_CELLS = 1000  # at most
 _FEWEST_SPOTS = 10  # with the section's own compositions; else random ones are added
@@ -50,7 +50,7 @@ def draw_compositions(
 
 def choose_estimator(
     reference: Path,
-    model: ScoreModel,
+    model: ExpressionModel,
     compositions: list[NDArray[np.int64]],
     *,
     exposure: NDArray[np.float32],
@@ -69,7 +69,7 @@ def choose_estimator(
 
 def _rehearse(
     reference: Path,
-    model: ScoreModel,
+    model: ExpressionModel,
     compositions: list[NDArray[np.int64]],
     *,
     exposure: NDArray[np.float32],
@@ -95,7 +95,7 @@ def _rehearse(
     return rehearse(cells, types[rows], n_cells=n_cells, exposure=exposure, seed=seed)
 
 
-def _reference_rows(counts: Counts, rows: NDArray[np.intp], model: ScoreModel) -> NDArray[np.float32]:
+def _reference_rows(counts: Counts, rows: NDArray[np.intp], model: ExpressionModel) -> NDArray[np.float32]:
     columns = positions_in(counts.genes, model.genes)
     out = np.empty((len(rows), len(columns)), np.float32)
     for low, block in counts.blocks():

@@ -9,11 +9,13 @@ import pytest
 import scipy.sparse as sp
 
 from spatialscope_dist.expression.allocation import SpotCells
-from spatialscope_dist.expression.model import ScoreModel
+from spatialscope_dist.expression.count_denoiser import DenoiserShape
+from spatialscope_dist.expression.model import ExpressionModel, Network
 from spatialscope_dist.expression.noise import chain_keys
+from spatialscope_dist.expression.objectives import TrainingData
 from spatialscope_dist.expression.profiles import ReferenceProfiles, reference_profiles, split_cells
-from spatialscope_dist.expression.score_network import NetworkShape, initial_parameters, settle_torch
-from spatialscope_dist.expression.training import TrainingData
+from spatialscope_dist.expression.residual_network import draw_parameters, settle_torch
+from spatialscope_dist.expression.score_network import NetworkShape
 from spatialscope_dist.randomness import spot_keys
 
 N_TYPES, N_GENES = 4, 37
@@ -50,14 +52,16 @@ def reference() -> Reference:
 
 
 @pytest.fixture(scope="session")
-def model(reference) -> ScoreModel:
-    """A model with random weights, output layer included: a network that has learnt nothing."""
-    shape = NetworkShape(N_GENES, 24, 2)
-    parameters = initial_parameters(shape, seed=3)
-    random = np.random.default_rng(5)
-    parameters["genes_out.weight"] = random.normal(0, 0.2, (N_GENES, 24)).astype(np.float32)
+def model(reference) -> ExpressionModel:
+    """A model with random weights, output layers included: networks that have learnt nothing."""
+    random, networks = np.random.default_rng(5), {}
+    for name, shape in (("score", NetworkShape(N_GENES, 24, 2)), ("counts", DenoiserShape(N_GENES, 24, 2))):
+        parameters = draw_parameters(shape.layers(), seed=3)
+        size = parameters["genes_out.weight"].shape
+        parameters["genes_out.weight"] = random.normal(0, 0.2, size).astype(np.float32)
+        networks[name] = Network(shape, parameters)
     genes = tuple(f"g{number}" for number in range(N_GENES))
-    return ScoreModel(genes, ("a", "b", "c", "d"), shape, (0.02, 20.0), reference.profiles, parameters, {"seed": 3})
+    return ExpressionModel(genes, ("a", "b", "c", "d"), networks, (0.02, 20.0), reference.profiles, {"seed": 3})
 
 
 @pytest.fixture(scope="session")

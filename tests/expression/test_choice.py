@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.choice import (
     Rehearsal,
     cell_cosines,
@@ -13,7 +15,9 @@ from spatialscope_dist.expression.choice import (
     random_compositions,
     rehearse,
 )
-from spatialscope_dist.expression.score_network import NetworkShape
+from spatialscope_dist.expression.estimators import BLENDS, candidates
+from spatialscope_dist.expression.model import Network
+from spatialscope_dist.expression.objectives import OBJECTIVES
 from spatialscope_dist.expression.training import fit
 from spatialscope_dist.options import DecomposeOptions, TrainOptions
 
@@ -71,23 +75,27 @@ def test_cell_cosines__single_cells_are_scored_on_genes_not_measured(reference):
 
 def test_choose__untrained_noise_loses_to_a_baseline(reference, model):
     choice = choose(spots_of_held_out(reference), model, OPTIONS)
-    assert choice.estimator in {"type_mean", "proportional", "sized", "shrinkage"}
-    assert choice.cosines[choice.estimator] == max(v for name, v in choice.cosines.items() if name != "model")
-    assert "does not beat" in choice.reason
-    assert set(choice.cosines) == {"model", "type_mean", "proportional", "sized", "shrinkage"}
+    assert choice.estimator in BASELINES
+    assert choice.cosines[choice.estimator] == max(choice.cosines[name] for name in BASELINES)
+    assert "no network or blend beats it" in choice.reason
+    assert set(choice.cosines) == set(candidates(model)) == {*BASELINES, "counts", "score", *BLENDS}
 
 
-def test_choose__trained_model_wins_where_types_hold_programmes(reference, model):
-    options = TrainOptions(width=48, n_blocks=1, max_steps=400, batch_cells=64, patience_checks=100)
-    state = fit(reference.data(), options, seed=0)
-    trained = replace(model, shape=NetworkShape(37, 48, 1), parameters=state.best)
+@pytest.mark.parametrize("name", ["counts", "score"])
+def test_choose__trained_network_wins_where_types_hold_programmes(reference, model, name):
+    options = TrainOptions(
+        width=48, n_blocks=1, max_steps=400, score_steps=400, batch_cells=128, learning_rate=2e-3, patience_checks=100
+    )
+    objective = OBJECTIVES[name](reference.data(), options, torch.device("cpu"))
+    state = fit(objective, reference.data(), options, seed=0)
+    trained = replace(model, networks={name: Network(objective.shape, state.best)})
     choice = choose(spots_of_held_out(reference), trained, OPTIONS)
-    assert choice.cosines["model"] > choice.cosines["proportional"] > choice.cosines["type_mean"]
-    assert choice.estimator == "model"
+    assert choice.cosines[name] > choice.cosines["proportional"] > choice.cosines["type_mean"]
+    assert name in choice.estimator
     assert "best on simulated spots" in choice.reason
 
 
-@pytest.mark.parametrize("estimator", ["proportional", "model"])
+@pytest.mark.parametrize("estimator", ["proportional", "counts", "sized+counts+score"])
 def test_choose__a_set_estimator_is_kept(reference, model, estimator):
     options = OPTIONS.model_copy(update={"estimator": estimator})
     choice = choose(spots_of_held_out(reference, n_spots=10), model, options)

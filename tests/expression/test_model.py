@@ -17,11 +17,14 @@ def test_pack_model__round_trip_through_files(model, tmp_path):
     again = load_model(tmp_path, document["weights_sha256"])
     assert again.genes == model.genes
     assert again.types == model.types
-    assert again.shape == model.shape
     assert again.noise_range == model.noise_range
     for name, values in model.profiles.arrays().items():
         assert np.array_equal(getattr(again.profiles, name), values)
-    assert all(np.array_equal(again.parameters[name], values) for name, values in model.parameters.items())
+    assert list(again.networks) == ["score", "counts"]
+    for kind, network in model.networks.items():
+        assert again.networks[kind].shape == network.shape
+        found = again.networks[kind].parameters
+        assert all(np.array_equal(found[name], values) for name, values in network.parameters.items())
     assert np.array_equal(np.array(document["mu"], np.float32), model.profiles.mean_log)
     assert load_model(tmp_path, document["weights_sha256"]) is again
     with pytest.raises(BadInput, match="another model"):

@@ -8,7 +8,7 @@ import torch
 
 from spatialscope_dist.expression.allocation import Estimate, sum_cells
 from spatialscope_dist.expression.noise import chain_keys, geometric_levels
-from spatialscope_dist.expression.samplers import Schedule, anneal, failed_spots, sample
+from spatialscope_dist.expression.samplers import Schedule, anneal, failed_spots, sample_score
 from spatialscope_dist.options import DecomposeOptions
 from spatialscope_dist.randomness import spot_keys
 
@@ -18,58 +18,60 @@ EXPOSURE = np.r_[np.zeros(5), np.full(20, 0.3), np.full(12, 1.7)].astype(np.floa
 
 
 @pytest.mark.parametrize("options", [FAST, LANGEVIN], ids=["preconditioned", "langevin"])
-def test_sample__same_bytes_for_any_division_of_the_spots(options, spots, model):
+def test_sample_score__same_bytes_for_any_division_of_the_spots(options, spots, model):
     partly = replace(spots, exposure=EXPOSURE)
-    whole = sample(partly, model, options)
+    whole = sample_score(partly, model, options)
     for size in (1, 7):
-        parts = [sample(partly.part(low, min(low + size, 40)), model, options) for low in range(0, 40, size)]
+        parts = [sample_score(partly.part(low, min(low + size, 40)), model, options) for low in range(0, 40, size)]
         assert np.array_equal(np.concatenate([part.mean for part in parts]), whole.mean)
         assert np.array_equal(np.concatenate([part.sd for part in parts]), whole.sd)
 
 
-def test_sample__more_cells_in_a_spot_than_a_batch_holds(reference, model, spots):
+def test_sample_score__more_cells_in_a_spot_than_a_batch_holds(reference, model, spots):
     types = np.tile(np.arange(4), 20)
     crowd = replace(spots, counts=50 * spots.counts[:1], first=np.array([0, 80]), types=types, keys=spots.keys[:1])
-    estimate = sample(crowd, model, FAST)
+    estimate = sample_score(crowd, model, FAST)
     assert np.allclose(sum_cells(estimate.mean, crowd), crowd.counts, rtol=1e-3)
 
 
-def test_sample__captured_counts_are_conserved(spots, model):
-    estimate = sample(spots, model, FAST)
+def test_sample_score__captured_counts_are_conserved(spots, model):
+    estimate = sample_score(spots, model, FAST)
     assert np.allclose(sum_cells(estimate.mean, spots), spots.counts, rtol=1e-4, atol=1e-3)
     measured = replace(spots, exposure=np.full(37, 2.0, np.float32))
-    assert np.allclose(2 * sum_cells(sample(measured, model, FAST).mean, spots), spots.counts, rtol=1e-4, atol=1e-3)
+    assert np.allclose(
+        2 * sum_cells(sample_score(measured, model, FAST).mean, spots), spots.counts, rtol=1e-4, atol=1e-3
+    )
 
 
-def test_sample__genes_not_measured_are_read_off_the_posterior(spots, model):
+def test_sample_score__genes_not_measured_are_read_off_the_posterior(spots, model):
     hidden = replace(spots, exposure=np.r_[np.ones(30), np.zeros(7)].astype(np.float32))
     other = replace(hidden, counts=np.where(np.arange(37) >= 30, 999, hidden.counts).astype(np.float32))
-    estimate = sample(hidden, model, FAST)
-    assert np.array_equal(estimate.mean, sample(other, model, FAST).mean)
+    estimate = sample_score(hidden, model, FAST)
+    assert np.array_equal(estimate.mean, sample_score(other, model, FAST).mean)
     assert (estimate.mean[:, 30:] > 0).all()
     assert (estimate.sd[:, 30:] > 0).all()
 
 
-def test_sample__one_cell_fully_measured_is_returned_as_it_is(spots, model):
+def test_sample_score__one_cell_fully_measured_is_returned_as_it_is(spots, model):
     single = replace(spots, first=np.arange(41), types=np.zeros(40, np.int64), counts=spots.counts, keys=spots.keys)
-    estimate = sample(single, model, FAST)
+    estimate = sample_score(single, model, FAST)
     assert np.allclose(estimate.mean, spots.counts, rtol=1e-5)
     assert np.allclose(estimate.sd, 0, atol=2e-3)
 
 
-def test_sample__depends_on_seed_and_spot_only(spots, model):
+def test_sample_score__depends_on_seed_and_spot_only(spots, model):
     ids = [f"s{number}" for number in range(40)]
-    base = sample(spots, model, FAST).mean
-    other = sample(replace(spots, keys=chain_keys(1, spot_keys("A", ids))), model, FAST).mean
+    base = sample_score(spots, model, FAST).mean
+    other = sample_score(replace(spots, keys=chain_keys(1, spot_keys("A", ids))), model, FAST).mean
     several = spots.n_cells[spots.spot] > 1
     assert not np.allclose(base[several], other[several])
 
 
-def test_sample__a_spot_that_fails_leaves_the_others_alone(spots, model):
+def test_sample_score__a_spot_that_fails_leaves_the_others_alone(spots, model):
     counts = spots.counts.copy()
     counts[3, 0] = np.nan
     broken = replace(spots, counts=counts)
-    estimate, whole = sample(broken, model, FAST), sample(spots, model, FAST)
+    estimate, whole = sample_score(broken, model, FAST), sample_score(spots, model, FAST)
     assert np.flatnonzero(failed_spots(estimate, broken)).tolist() == [3]
     good = spots.spot != 3
     assert np.array_equal(estimate.mean[good], whole.mean[good])

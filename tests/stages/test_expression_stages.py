@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 from spatialscope_dist.engine.pool import Pool
-from spatialscope_dist.expression.training import Hooks, fit, pack_state
+from spatialscope_dist.expression.baselines import BASELINES
+from spatialscope_dist.expression.estimators import BLENDS
+from spatialscope_dist.expression.objectives import OBJECTIVES
+from spatialscope_dist.expression.training import fit
+from spatialscope_dist.expression.training_state import Hooks, pack_state
 from spatialscope_dist.options import DecomposeOptions, TrainOptions
 from spatialscope_dist.stages import decompose, train
 from spatialscope_dist.stages.context import Context
@@ -33,6 +38,7 @@ TRAIN = TrainOptions(
     width=24,
     n_blocks=1,
     max_steps=60,
+    score_steps=60,
     batch_cells=64,
     check_every_steps=20,
     checkpoint_every_steps=20,
@@ -119,24 +125,25 @@ def test_train_model__leaves_a_whole_model(small):
     assert np.array(document["mu"]).shape == (3, 38)
     assert document["training"]["versions"]["torch"]
     rows = [json.loads(line) for line in (small.model / "training.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [20, 40, 60]
+    assert [row["step"] for row in rows] == list(range(5, 61, 5))
     assert set(rows[0]) == {"step", "loss", "held_out", "seconds"}
 
 
 def test_train_model__a_killed_run_goes_on_to_the_same_bytes(small, tmp_path):
     data = train.read_training_data(small.reference, GENES[2:], TYPES, share=TRAIN.held_out, seed=0)
     saved = []
-    fit(data, TRAIN, seed=0, hooks=Hooks(checkpoint=lambda state: saved.append(pack_state(state))))
-    (tmp_path / "checkpoint.safetensors").write_bytes(saved[1])  # killed after step 40, the row of step 60 written
+    objective = OBJECTIVES["counts"](data, TRAIN, torch.device("cpu"))
+    fit(objective, data, TRAIN, seed=0, hooks=Hooks(checkpoint=lambda state: saved.append(pack_state(state))))
+    (tmp_path / "checkpoint_counts.safetensors").write_bytes(saved[1])  # killed after step 40, before the other network
     shutil.copy(small.model / "training.jsonl", tmp_path)
     train.train_model(reference=small.reference, output=tmp_path, options=TRAIN, seed=0)
-    for name in ("weights.safetensors", "model.json", "checkpoint.safetensors"):
+    for name in ("weights.safetensors", "model.json", "checkpoint_counts.safetensors", "checkpoint_score.safetensors"):
         assert (tmp_path / name).read_bytes() == (small.model / name).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [20, 40, 60]
+    assert [row["step"] for row in rows] == list(range(5, 61, 5))
 
 
-@pytest.mark.parametrize("estimator", ["model", "shrinkage"])
+@pytest.mark.parametrize("estimator", ["counts", "score", "shrinkage", "counts+proportional"])
 def test_decompose_rows__same_bytes_for_any_shard_size(small, tmp_path, estimator):
     results = []
     for rows in (16, 23, 4096):
@@ -152,7 +159,7 @@ def test_decompose_rows__same_bytes_for_any_shard_size(small, tmp_path, estimato
 def test_decompose_rows__cells_exposures_and_spots(small, tmp_path):
     task = small.task(tmp_path)
     prepared = decompose.prepare_section(task=task)
-    assert set(prepared["candidates"]) == {"model", "type_mean", "proportional", "sized", "shrinkage"}
+    assert set(prepared["candidates"]) == {*BASELINES, "counts", "score", *BLENDS}
     assert prepared["genes"] == 38
     assert prepared["measured_genes"] == 36
     assert 0.4 < prepared["capture"] < 0.6
@@ -176,7 +183,7 @@ def test_decompose_rows__cells_exposures_and_spots(small, tmp_path):
 
 def test_decompose_rows__a_failed_spot_is_a_status(small, tmp_path):
     # Algorithm 1 without its clips diverges on counts.
-    unclipped = {"estimator": "model", "sampler": "langevin", "langevin_clip": False, "langevin_levels": 20}
+    unclipped = {"estimator": "score", "sampler": "langevin", "langevin_clip": False, "langevin_levels": 20}
     task = small.task(tmp_path, DECOMPOSE.model_copy(update=unclipped))
     n_cells = decompose.prepare_section(task=task)["n_cells"]
     done = [decompose.decompose_rows(task=task, low=low, high=min(low + 32, n_cells)) for low in range(0, n_cells, 32)]

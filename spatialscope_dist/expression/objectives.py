@@ -1,0 +1,213 @@
+"""What the networks are trained for: denoising score matching, eq. (8), and binomial thinning of counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from spatialscope_dist.expression.count_denoiser import (
+    DenoiserShape,
+    TypeTables,
+    predict,
+    remainder_loss,
+    tell,
+    type_tables,
+)
+from spatialscope_dist.expression.noise import loss_weight
+from spatialscope_dist.expression.profiles import ReferenceProfiles
+from spatialscope_dist.expression.residual_network import draw_parameters
+from spatialscope_dist.expression.score_network import NetworkShape, denoise
+from spatialscope_dist.expression.training_state import Arrays
+from spatialscope_dist.options import TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_SEEN = (0.02, 0.95)  # range of the share of a cell's counts that is seen
+_SPARSE_SHARE, _SPARSER = 0.25, 0.3  # a quarter of the samples sees three tenths of that
+_DOUBTFUL_SHARE = 0.5  # of the samples are told that their type may be wrong, and some are
+_HIDING_SHARE, _MOST_HIDDEN = 0.3, 0.6  # three tenths of the samples hide up to that share of the genes
+
+
+class CellRows(Protocol):
+    """Raw counts of cells, in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells, genes)."""
+
+    def __getitem__(self, rows: Any) -> sp.csr_matrix:
+        """Return rows, (rows, genes), raw counts."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Reference cells to train on and to hold out.
+
+    Attributes
+    ----------
+    counts
+        (cells, genes), raw counts; library sizes stay as they are.
+    types
+        (cells,), index of the cell type.
+    train, held_out
+        row numbers.
+    profiles
+        statistics of the training cells.
+    """
+
+    counts: CellRows
+    types: NDArray[np.integer]
+    train: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    profiles: ReferenceProfiles
+
+
+class Objective(Protocol):
+    """A network and its loss."""
+
+    @property
+    def name(self) -> str:
+        """Of the network."""
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps at most."""
+
+    @property
+    def shape(self) -> NetworkShape | DenoiserShape:
+        """Sizes of the network."""
+
+    def initial_parameters(self, seed: int) -> Arrays:
+        """Return untrained weights."""
+
+    def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
+        """Return the mean loss of these cells, with noise drawn from `random`."""
+
+
+@dataclass(frozen=True)
+class ScoreMatching:
+    """Denoising score matching over noise levels, in the preconditioning of Karras et al. 2022."""
+
+    data: TrainingData
+    options: TrainOptions
+    device: torch.device
+    name: ClassVar[str] = "score"
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps at most."""
+        return self.options.score_steps
+
+    @property
+    def shape(self) -> NetworkShape:
+        """Sizes of the network."""
+        return NetworkShape(self.data.counts.shape[1], self.options.width, self.options.n_blocks)
+
+    def initial_parameters(self, seed: int) -> Arrays:
+        """Return untrained weights."""
+        return draw_parameters(self.shape.layers(), seed=seed)
+
+    def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
+        """Return the weighted mean squared error of denoised cells."""
+        profiles, types = self.data.profiles, self.data.types[rows].astype(np.int64)
+        counts = self.data.counts[rows].toarray().astype(np.float32)
+        clean = put((np.log1p(counts) - profiles.mean_log[types]) / profiles.scale, self.device)
+        low, high = math.log(self.options.noise_min), math.log(self.options.noise_max)
+        level = put(np.exp(random.uniform(low, high, (len(rows), 1))).astype(np.float32), self.device)
+        noisy = clean + level * put(random.standard_normal(clean.shape, dtype=np.float32), self.device)
+        mean_log = put(profiles.mean_log, self.device)
+        restored = denoise(parameters, noisy, level=level, types=put(types, self.device), profiles=mean_log)
+        loss: Tensor = (loss_weight(level) * (restored - clean) ** 2).mean()
+        return loss
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """Cells of which part is seen: (rows, genes) each; `level`, (rows, 1), is the share of counts seen."""
+
+    seen: NDArray[np.float32]
+    remainder: NDArray[np.float32]
+    visible: NDArray[np.float32]
+    level: NDArray[np.float32]
+
+
+def thin(counts: sp.csr_matrix, random: np.random.Generator) -> Thinned:
+    """Return a binomial sample of every cell's counts, some with genes hidden altogether."""
+    n_rows, n_genes = counts.shape
+    level = random.uniform(*_SEEN, n_rows)
+    level = np.where(random.random(n_rows) < _SPARSE_SHARE, _SPARSER * level, level)
+    sample = random.binomial(np.rint(counts.data).astype(np.int64), np.repeat(level, np.diff(counts.indptr)))
+    hidden = np.where(random.random(n_rows) < _HIDING_SHARE, random.uniform(0, _MOST_HIDDEN, n_rows), 0.0)
+    visible = (random.random((n_rows, n_genes), dtype=np.float32) >= hidden[:, None]).astype(np.float32)
+    thinned = sp.csr_matrix((sample.astype(np.float32), counts.indices, counts.indptr), counts.shape)
+    seen = thinned.toarray() * visible
+    remainder = counts.toarray().astype(np.float32) - seen
+    return Thinned(seen, remainder, visible, level[:, None].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class BinomialThinning:
+    """Predict the counts of a cell that a binomial sample leaves out."""
+
+    data: TrainingData
+    options: TrainOptions
+    device: torch.device
+    name: ClassVar[str] = "counts"
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps at most."""
+        return self.options.max_steps
+
+    @property
+    def shape(self) -> DenoiserShape:
+        """Sizes of the network."""
+        return DenoiserShape(self.data.counts.shape[1], self.options.width, self.options.n_blocks)
+
+    def initial_parameters(self, seed: int) -> Arrays:
+        """Return untrained weights."""
+        return draw_parameters(self.shape.layers(), seed=seed)
+
+    def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
+        """Return the mean negative log-likelihood of what was not seen."""
+        doubtful = random.random(len(rows)) < _DOUBTFUL_SHARE
+        errors = np.where(doubtful, random.uniform(0, self.options.label_errors, len(rows)), 0.0)
+        wrong = random.random(len(rows)) < errors
+        types = np.where(wrong, random.integers(0, len(self.data.profiles.mean_log), len(rows)), self.data.types[rows])
+        cells = thin(self.data.counts[rows], random)
+        visible, level = put(cells.visible, self.device), put(cells.level, self.device)
+        told = tell(
+            parameters,
+            self._tables(),
+            types=put(types.astype(np.int64), self.device),
+            level=level,
+            visible=visible,
+            label_errors=put(errors[:, None].astype(np.float32), self.device),
+        )
+        seen = put(cells.seen, self.device)
+        rates = predict(parameters, seen.log1p(), seen.sum(dim=1, keepdim=True), told)
+        return remainder_loss(rates, put(cells.remainder, self.device), 1 - level * visible)
+
+    def _tables(self) -> TypeTables:
+        return type_tables(self.data.profiles, self.device)
+
+
+def put(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Return a copy of the values as a tensor on the device."""
+    import torch
+
+    return torch.from_numpy(np.array(values)).to(device)
+
+
+OBJECTIVES: Mapping[str, type[ScoreMatching] | type[BinomialThinning]] = {
+    "counts": BinomialThinning,
+    "score": ScoreMatching,
+}

@@ -1,0 +1,208 @@
+"""Split Gibbs: the cells of a spot given its counts, by turns of exact allocation and expected expression.
+
+Each sweep draws, per chain, (1) half of every cell's allocated counts; (2) from the count denoiser, expected expression
+given that half, and a Gamma draw around it; (3) a multinomial split of the spot's measured counts in proportion to
+these draws. Halving keeps a cell from holding on to what it was given by chance. The estimate is Rao-Blackwellised: the
+mean over sweeps and chains of measured count times share of the expected expression, plus the part not captured. The
+sd is that of integer draws, so it covers the truth, not its mean. A cell alone in its spot needs no chain: one
+evaluation gives what was not captured or not measured of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_chains, missing
+from spatialscope_dist.expression.count_denoiser import Rates, Told, predict, tell, type_tables
+from spatialscope_dist.expression.device import working_device
+from spatialscope_dist.expression.model import ExpressionModel
+from spatialscope_dist.expression.sweep_kernels import (
+    Measured,
+    Prior,
+    Scales,
+    Seen,
+    Sums,
+    empty_sums,
+    sweep_kernel,
+    unseen_kernel,
+)
+from spatialscope_dist.options import DecomposeOptions
+
+if TYPE_CHECKING:
+    import torch
+
+_CELLS_PER_BATCH = 64
+_KEEP = 0.5  # share of a cell's allocated counts the denoiser sees
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and sd of cells, and integer draws, (draws, cells, genes), chains lined up; all reference counts."""
+
+    estimate: Estimate
+    draws: Float
+
+    def quantiles(self, levels: Sequence[float]) -> Float:
+        """Return quantiles, (levels, cells, genes), of the draws."""
+        return np.quantile(self.draws, levels, axis=0).astype(np.float32)
+
+
+def sample_counts(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
+) -> Estimate:
+    """Return posterior mean and sd of every cell, (cells, genes) reference counts, under the count denoiser."""
+    mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
+    sd = np.empty_like(mean)
+    for cells, batch in _batches(spots, model, options, device or working_device()):
+        mean[cells], sd[cells] = batch.posterior(keep_draws=False).estimate
+    return Estimate(mean, sd)
+
+
+def draw_counts(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
+) -> Posterior:
+    """Return the posterior of every cell with all its integer draws (memory: draws × cells × genes)."""
+    shape = (len(spots.types), spots.counts.shape[1])
+    n_draws = options.count_chains * (options.count_sweeps - options.count_burn_in)
+    mean, sd = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    draws = np.empty((n_draws, *shape), np.float32)
+    for cells, batch in _batches(spots, model, options, device or working_device()):
+        posterior = batch.posterior(keep_draws=True)
+        mean[cells], sd[cells] = posterior.estimate
+        draws[:, cells] = posterior.draws
+    return Posterior(Estimate(mean, sd), draws)
+
+
+def _batches(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, device: torch.device
+) -> Iterator[tuple[NDArray[np.intp], _Alone | _Together]]:
+    """Yield (cells, micro-batch): spots with one cell apart from those with several."""
+    for kind, those in ((_Alone, spots.n_cells == 1), (_Together, spots.n_cells > 1)):
+        chosen, cells = spots.select(np.flatnonzero(those))
+        for rows, part in chosen.batches(_CELLS_PER_BATCH):
+            yield cells[rows], kind(part, model, options, device)
+
+
+class _Batch:
+    """Whole spots, their cells padded to a fixed number of rows."""
+
+    def __init__(
+        self, spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, device: torch.device
+    ) -> None:
+        self.spots, self.model, self.options, self.device = spots, model, options, device
+        self.n_rows = len(spots.types) + -len(spots.types) % _CELLS_PER_BATCH
+        self.measured, self.scales = Measured.of(spots), _scales(spots, model)
+        self.parameters = model.networks["counts"].on(device)
+
+    def told(self, *, keep: float, n_chains: int) -> Told:
+        """Return what the denoiser is told of the rows of all chains, of which it sees a share of the counts."""
+        import torch
+
+        types = np.zeros(self.n_rows, np.int64)
+        types[: len(self.spots.types)] = self.spots.types
+        seen = (self.spots.exposure > 0).astype(np.float32)
+        return tell(
+            self.parameters,
+            type_tables(self.model.profiles, self.device),
+            types=torch.from_numpy(np.tile(types, n_chains)).to(self.device),
+            level=torch.full((n_chains * self.n_rows, 1), keep * self.scales.capture, device=self.device),
+            visible=torch.from_numpy(seen).to(self.device).expand(n_chains * self.n_rows, -1),
+            label_errors=torch.full((n_chains * self.n_rows, 1), self.options.label_errors, device=self.device),
+        )
+
+    def expect(self, seen: Seen, told: Told) -> Rates:
+        """Return expected expression of cells, (chains * cells, genes), given the counts seen."""
+        import torch
+
+        logs = torch.from_numpy(seen.logs.reshape(-1, seen.logs.shape[2])).to(self.device)
+        return predict(self.parameters, logs, torch.from_numpy(seen.totals.reshape(-1, 1)).to(self.device), told)
+
+    def prior(self, rates: Rates, n_chains: int) -> Prior:
+        """Return mean and shape as arrays, (chains, cells, genes)."""
+        shape = (n_chains, self.n_rows, -1)
+        return Prior(*(value.exp().reshape(shape).cpu().numpy() for value in rates))
+
+
+class _Together(_Batch):
+    """Spots with several cells: split Gibbs."""
+
+    def posterior(self, *, keep_draws: bool) -> Posterior:
+        """Return the posterior of the cells, and the draws if they are kept."""
+        import torch
+
+        n_chains, n_sweeps = self.options.count_chains, self.options.count_sweeps
+        shape = (n_chains, self.n_rows, self.spots.counts.shape[1])
+        seen = Seen(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
+        sums, draws, sweep = empty_sums(shape), [], sweep_kernel()
+        with torch.inference_mode():
+            told = self.told(keep=_KEEP, n_chains=n_chains)
+            rates = Rates(told.log_means, told.log_shapes)
+            for number in range(n_sweeps + 1):
+                prior, kept = self.prior(rates, n_chains), number > self.options.count_burn_in
+                sweep(number, self.measured, prior, seen, sums, self.scales.of_genes, kept)
+                if kept and keep_draws:
+                    draws.append(sums.last.copy())
+                    unseen_kernel()(number, self.measured, prior, self.scales.of_genes, draws[-1])
+                if number < n_sweeps:
+                    rates = self.expect(seen, told)
+        return self._combine(sums, draws, n_sweeps - self.options.count_burn_in)
+
+    def _combine(self, sums: Sums, draws: list[Float], n_kept: int) -> Posterior:
+        n_cells = len(self.spots.types)
+        means = sums.means[:, :n_cells] / np.float32(n_kept)
+        order = align_chains(means, self.spots)
+        n_draws = np.float32(n_kept * len(means))
+        mean = np.take_along_axis(means, order[:, :, None], axis=1).mean(axis=0)
+        first, second, extra = (
+            np.take_along_axis(part[:, :n_cells], order[:, :, None], axis=1).sum(axis=0) / n_draws
+            for part in (sums.draws, sums.squares, sums.variances)
+        )
+        sd = np.sqrt(np.maximum(second - first**2, 0) + extra)
+        lined_up = [part[chain, order[chain]] for part in draws for chain in range(len(part))]
+        return Posterior(Estimate(mean, sd), np.array(lined_up, np.float32))
+
+
+class _Alone(_Batch):
+    """Cells alone in their spot: what was not captured or not measured of them, by one evaluation."""
+
+    def posterior(self, *, keep_draws: bool) -> Posterior:
+        """Return the posterior of the cells, and the draws if they are kept."""
+        import torch
+
+        n_cells, genes = len(self.spots.types), self.scales.of_genes
+        values = np.zeros((1, self.n_rows, self.spots.counts.shape[1]), np.float32)
+        values[0, :n_cells] = self.spots.measured / genes.relative
+        seen = Seen(np.log1p(values), values.sum(axis=2))
+        with torch.inference_mode():
+            prior = self.prior(self.expect(seen, self.told(keep=1.0, n_chains=1)), 1)
+        captured, unseen = self.spots.measured * genes.per_count, prior.rate[0, :n_cells] * genes.missing
+        sd = np.sqrt(unseen + unseen**2 / prior.shape[0, :n_cells])
+        n_draws = self.options.count_chains * (self.options.count_sweeps - self.options.count_burn_in)
+        draws = np.repeat(captured[None], n_draws if keep_draws else 0, axis=0)
+        for number in range(len(draws)):
+            unseen_kernel()(number, self.measured, prior, genes, draws[number : number + 1])
+        return Posterior(Estimate(captured + unseen, sd), draws)
+
+
+class _Scaling(NamedTuple):
+    """Capture of the section, and the scales of its genes."""
+
+    capture: float
+    of_genes: Scales
+
+
+def _scales(spots: SpotCells, model: ExpressionModel) -> _Scaling:
+    # Capture: exposure averaged over expected counts, at most 1; counts are brought to it gene by gene.
+    visible = spots.exposure > 0
+    weight = np.where(visible, model.profiles.mean_counts.mean(axis=0, dtype=np.float64), 0.0)
+    capture = min(float(weight @ spots.exposure) / float(weight.sum()), 1.0) if visible.any() else 1.0
+    relative = np.where(visible, spots.exposure / capture, 1.0).astype(np.float32)
+    per_count = (1.0 / np.maximum(spots.exposure, 1.0)).astype(np.float32)
+    return _Scaling(capture, Scales(relative, per_count, missing(spots.exposure)))
