@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 import os
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialscope_dist.engine.encryption import (
+    Certificates,
+    require_certificates,
+    security_of,
+    temporary_security,
+)
+from spatialscope_dist.engine.versions import require_same_versions
 from spatialscope_dist.errors import BadInput, Problem
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 GIB = 1 << 30
 _CONNECT_TIMEOUT_S = 15
-_RESTART_TIMEOUT_S = 15
-_CLOSE_TIMEOUT_S = 20
+_CLOSE_TIMEOUT_S = 60
+_DASK = {
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.worker-ttl": "15m",
+    "distributed.scheduler.no-workers-timeout": "15m",
+    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.admin.large-graph-warning-threshold": "100MB",
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    # A worker that is started anew on a busy machine takes longer than the 15 s after which it would be given up.
+    "distributed.deploy.lost-worker-timeout": "15m",
+}
 
 
 @dataclass(frozen=True)
 class ClusterSettings:
     """How many processes of what size, or the scheduler to attach to.
 
-    `memory_limit_bytes` is the limit of one worker process. `gpus` None means as many as found.
+    `memory_limit_bytes` is the limit of one worker process. `gpus` None means as many as found. `certificates` are
+    for the scheduler to attach to; with `encrypted`, workers of our own speak TLS with certificates of one run.
     """
 
     workers: int
     memory_limit_bytes: int
     scheduler: str | None = None
     gpus: int | None = None
+    certificates: Certificates | None = None
+    encrypted: bool = False
 
     @classmethod
     def of_this_machine(
@@ -42,6 +63,8 @@ class ClusterSettings:
         memory_limit: str | None = None,
         scheduler: str | None = None,
         gpus: int | None = None,
+        certificates: Certificates | None = None,
+        encrypted: bool = False,
     ) -> ClusterSettings:
         """Return settings with what was not given taken from this machine.
 
@@ -59,7 +82,7 @@ class ClusterSettings:
             raise BadInput(Problem("--gpus", str(gpus), "0 or more", "Leave it out to use every GPU."))
         share = int(psutil.virtual_memory().total * 0.9 / count)
         limit = _bytes(memory_limit) if memory_limit else min(4 * GIB, share)
-        return cls(count, limit, scheduler, gpus)
+        return cls(count, limit, scheduler, gpus, certificates, encrypted)
 
 
 def count_gpus() -> int:
@@ -84,75 +107,83 @@ def open_client(settings: ClusterSettings, *, gpu: bool = False) -> Client:
     """
     import dask
 
-    dask.config.set(
-        {
-            "distributed.scheduler.allowed-failures": 3,
-            "distributed.scheduler.worker-ttl": "15m",
-            "distributed.scheduler.no-workers-timeout": "15m",
-            "distributed.worker.multiprocessing-method": "spawn",
-            "distributed.admin.large-graph-warning-threshold": "100MB",
-            "distributed.worker.memory.target": False,
-            "distributed.worker.memory.spill": False,
-        }
-    )
-    return _attach(settings.scheduler) if settings.scheduler else _local(settings, gpu=gpu)
+    dask.config.set(_DASK)
+    if settings.scheduler is None:
+        return _local(settings, gpu=gpu)
+    return _attach(settings.scheduler, security_of(settings.certificates))
 
 
 def close_client(client: Client) -> None:
-    """Close the client, and the cluster when it is ours.
-
-    A cluster that is closed just when a dead worker is started anew may wait for ever: the start is waited for,
-    and closing has a limit; what it leaves behind ends with this process.
-    """
+    """Close the client, and the cluster when it is ours; closing has a limit, far above what it takes."""
     cluster: Any = client.cluster
-    if cluster is None:
-        client.close()
-        return
-    with contextlib.suppress(TimeoutError):
-        client.wait_for_workers(len(cluster.workers), timeout=_RESTART_TIMEOUT_S)
     client.close()
+    if cluster is None:
+        return
     try:
         cluster.close(timeout=_CLOSE_TIMEOUT_S)
     except TimeoutError:
         logging.getLogger(__name__).warning("workers did not stop within %d s", _CLOSE_TIMEOUT_S)
 
 
-def _attach(scheduler: str) -> Client:
+def _attach(scheduler: str, security: Security) -> Client:
     from distributed import Client
+    from distributed.versions import VersionMismatchWarning
 
-    timeout = f"{_CONNECT_TIMEOUT_S}s"
     try:
-        if Path(scheduler).is_file():
-            return Client(scheduler_file=scheduler, timeout=timeout)
-        return Client(scheduler, timeout=timeout)
-    except (OSError, TimeoutError, ValueError) as error:
+        address = _address(scheduler)
+        require_certificates(address, security)
+        with warnings.catch_warnings():
+            # Said below, for more packages and with what to do.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(address, timeout=f"{_CONNECT_TIMEOUT_S}s", security=security)
+    except (OSError, TimeoutError, ValueError, KeyError) as error:
         remedy = "Start `dask scheduler`, check the address and the network, or leave --scheduler out to run here."
         problem = Problem(
             "--scheduler", f"{scheduler!r}, which does not answer ({error})", "a running Dask scheduler", remedy
         )
         raise BadInput(problem) from error
+    try:
+        require_same_versions(client)
+    except BadInput:
+        client.close()
+        raise
+    return client
+
+
+def _address(scheduler: str) -> str:
+    """Return the address a scheduler file holds, or the address itself."""
+    file = Path(scheduler)
+    return str(json.loads(file.read_text())["address"]) if file.is_file() else scheduler
 
 
 def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed import Client, Scheduler, SpecCluster
+
+    from spatialscope_dist.engine.nanny import SteadyNanny
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
+    security = temporary_security() if settings.encrypted else None
+    secured = {} if security is None else {"security": security, "protocol": "tls://"}
     gpus = (settings.gpus if settings.gpus is not None else count_gpus()) if gpu else 0
     specs: dict[int, dict[str, Any]] = {}
     for number in range(gpus or settings.workers):
         options: dict[str, Any] = {
             "nthreads": 1,
             "memory_limit": settings.memory_limit_bytes,
+            "host": "127.0.0.1",
+            "dashboard": False,
             "dashboard_address": "127.0.0.1:0",
             "silence_logs": logging.ERROR,
             "preload": [f"{__package__}.interrupts"],
             "env": _environment(number if gpus and count_gpus() else None),
+            **secured,
         }
         if gpus:
             options["resources"] = {"GPU": 1}
-        specs[number] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    return Client(SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.ERROR))
+        specs[number] = {"cls": SteadyNanny, "options": options}
+    here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", **secured}
+    scheduler = {"cls": Scheduler, "options": here}
+    return Client(SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=logging.ERROR))
 
 
 def _environment(gpu: int | None) -> dict[str, str]:
