@@ -1,11 +1,15 @@
-"""Accuracy on data with truth: `python -m benchmarks.accuracy celltypes | expression [arguments]`."""
+"""Accuracy on data with truth: `python -m benchmarks.accuracy celltypes | morphology | expression [arguments]`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-ROOMS = {"celltypes": "benchmarks.typing_accuracy", "expression": "benchmarks.expression_accuracy"}
+ROOMS = {
+    "celltypes": "benchmarks.typing_accuracy",
+    "morphology": "benchmarks.typing_morphology",
+    "expression": "benchmarks.expression_accuracy",
+}
 
 
 if __name__ == "__main__":
