@@ -170,11 +170,12 @@ def _sweep(
 
     def sample(calls: list[dict[str, Any]]) -> list[Any]:
         swept = [potts.sample_block(block, call["state"], prior, sweep=call["sweep"]) for call in calls]
-        return [(one.changed, one.labels) for one in swept]
+        return [(one.changed, one.labels, one.shares) for one in swept]
 
     clock.time("ICM", descend)
     kept: dict[str, Any] = {"burn_in": OPTIONS.gibbs_burn_in, "kept": OPTIONS.gibbs_sweeps}
-    seen = clock.time("Gibbs", marginals.sample_marginals, sample, [block.cells], labels, candidates=types, **kept)
+    whole = [(block.cells, block.cells)]
+    seen = clock.time("Gibbs", marginals.sample_marginals, sample, whole, labels, n_slots=types.shape[1], **kept)
     clock.time("labels", labelling.label_cells, seen, types, cell_start, n_types=len(profiles))
     return len(of_cell)
 

@@ -30,7 +30,7 @@ class Labelling:
 
 
 def label_cells(
-    seen: NDArray[np.uint16], candidates: NDArray[np.int16], cell_start: NDArray[np.int64], *, n_types: int
+    seen: NDArray[np.uint32], candidates: NDArray[np.int16], cell_start: NDArray[np.int64], *, n_types: int
 ) -> Labelling:
     """Return positional and composition labels, posteriors and proportions.
 
@@ -40,7 +40,7 @@ def label_cells(
 
     Parameters
     ----------
-    seen : (cells, slots), kept Gibbs sweeps in which the cell had the candidate
+    seen : (cells, slots), how much the kept Gibbs sweeps saw of each candidate, in any unit
     candidates : (cells, slots), types, ascending; -1 in unused slots
     cell_start : (spots + 1,), where each spot's cells begin
     n_types : number of types

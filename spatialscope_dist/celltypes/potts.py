@@ -25,6 +25,8 @@ from spatialscope_dist.celltypes.spot_updates import Prior, cell_energies, desce
 from spatialscope_dist.geometry.blocks import Closure
 from spatialscope_dist.geometry.neighbours import Graph
 
+SHARE_UNITS = 10_000  # whole numbers, so that sums over sweeps do not depend on their order
+
 
 class Block(NamedTuple):
     """What one block of spots needs for sweeps; a plain bundle of arrays, saved as such.
@@ -64,12 +66,15 @@ class Swept(NamedTuple):
     labels : (changes,), their new labels
     before : twice the block's share of the energy before the sweep, in quanta
     change : change of the energy through own spots, in quanta
+    shares : (own cells, slots), probability each candidate had when it was drawn, in SHARE_UNITS; of a
+        Gibbs sweep only
     """
 
     changed: NDArray[np.int64]
     labels: NDArray[np.int16]
     before: int
     change: int
+    shares: NDArray[np.uint16]
 
 
 def pair_energy(smoothness: float, mean_degree: float) -> int:
@@ -168,9 +173,11 @@ def sample_block(block: Block, labels: NDArray[np.int16], prior: Prior, *, sweep
 def _swept(block: Block, labels: NDArray[np.int16], prior: Prior, sweep: int) -> Swept:
     old = np.asarray(labels, np.int64)
     before = int(_doubled_energy(block, old, prior))
-    new, change = _sweep(block, old, prior, sweep, _binomials_of(block))
-    changed = np.flatnonzero((new != old) & own_cells(block))
-    return Swept(changed, new[changed].astype(np.int16), before, int(change))
+    shares = np.zeros((len(old) if sweep >= 0 else 0, block.types.shape[1]), np.uint16)
+    new, change = _sweep(block, old, prior, sweep, _binomials_of(block), shares)
+    own = own_cells(block)
+    changed = np.flatnonzero((new != old) & own)
+    return Swept(changed, new[changed].astype(np.int16), before, int(change), shares[own] if sweep >= 0 else shares)
 
 
 def own_cells(block: Block) -> NDArray[np.bool_]:
@@ -250,14 +257,21 @@ def _surroundings(
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _sweep(
-    block: Block, old: NDArray[np.int64], prior: Prior, sweep: int, choose: NDArray[np.int64]
+def _sweep(  # noqa: PLR0913
+    block: Block,
+    old: NDArray[np.int64],
+    prior: Prior,
+    sweep: int,
+    choose: NDArray[np.int64],
+    shares: NDArray[np.uint16],
 ) -> tuple[NDArray[np.int64], int]:
-    """Return the labels after a sweep (Gibbs when sweep ≥ 0) and own spots' change of energy."""
+    """Return the labels after a sweep and own spots' change of energy; a Gibbs sweep (≥ 0) fills `shares`."""
     labels = old.copy()
     change = 0
     for spot in range(len(block.first)):
+        mine = slice(block.first[spot], block.first[spot] + block.n_cells[spot])
         if block.n_cells[spot] == 0 or block.size[spot] == 1:
+            shares[mine, 0] = SHARE_UNITS
             continue
         energy = block.energy[block.start[spot] :]
         alone, inside = _surroundings(block, labels, spot, prior.pair_energy)
@@ -267,7 +281,8 @@ def _sweep(
         if sweep < 0:
             descend_spot(slots, energy, alone, inside, prior.pair_energy, choose)
         else:
-            sample_spot(slots, energy, alone, inside, prior, choose, block.key[spot], sweep)
+            drawn = sample_spot(slots, energy, alone, inside, prior, choose, block.key[spot], sweep)
+            shares[mine, : block.size[spot]] = np.rint(drawn * SHARE_UNITS).astype(np.uint16)
         if block.own[spot]:
             after = energy[multiset_rank(tally_slots(slots, block.size[spot]), block.size[spot], choose)]
             change += after + cell_energies(slots, alone, inside, prior.pair_energy) - before

@@ -27,7 +27,7 @@ from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.study import SectionFacts
 
 NAME = "identify"
-VERSION = 4
+VERSION = 5
 _NOT_CONTENT = {"n_blocks", "batch_spots"}
 _WORK = ".work"  # no section has a name like that
 _CELLS_PER_BLOCK = 500_000

@@ -171,7 +171,7 @@ def sweep_all(task: SweepTask, run: Runner) -> dict[str, Any]:
     prior = _prior(task, float(graph["mean_degree"]))
     reads = [load(path, "cells")["cells"] for path in task.blocks]
     history = _descend(task, run, reads, graph["labels"], prior=prior)
-    seen = _sample(task, run, reads, history.state, graph=graph, prior=prior)
+    seen = _sample(task, run, reads, history.state, candidates=graph["candidates"], prior=prior)
     calls = [
         {"path": str(path), "state": history.state[cells], "prior": prior}
         for path, cells in zip(task.blocks, reads, strict=True)
@@ -211,29 +211,35 @@ def _sample(
     reads: list[NDArray[np.int64]],
     labels: NDArray[np.int16],
     *,
-    graph: Arrays,
+    candidates: NDArray[np.int16],
     prior: Prior,
-) -> NDArray[np.uint16]:
+) -> NDArray[np.uint32]:
     from spatialscope_dist.celltypes.marginals import sample_marginals
 
     if task.options.gibbs_sweeps == 0:
-        return np.asarray(graph["candidates"] == labels[:, None], np.uint16)
+        return np.asarray(candidates == labels[:, None], np.uint32)
 
     def one_round(calls: list[dict[str, Any]]) -> list[Any]:
         arguments = [
-            {"path": str(task.blocks[call["block"]]), "state": call["state"], "sweep": call["sweep"], "prior": prior}
-            for call in calls
+            {"path": str(task.blocks[number]), "prior": prior, **call}
+            for number, call in ((call.pop("block"), call) for call in calls)
         ]
         return run(sample, arguments)
 
     return sample_marginals(
         one_round,
-        reads,
+        [(cells, cells[_own(path)]) for path, cells in zip(task.blocks, reads, strict=True)],
         labels,
-        candidates=graph["candidates"],
+        n_slots=candidates.shape[1],
         burn_in=task.options.gibbs_burn_in,
         kept=task.options.gibbs_sweeps,
     )
+
+
+def _own(path: Path) -> NDArray[np.bool_]:
+    from spatialscope_dist.celltypes.potts import own_cells
+
+    return own_cells(_block(str(path)))
 
 
 def _energies(history: SweepHistory) -> list[float]:
@@ -267,15 +273,15 @@ def descend(
     return block.cells[swept.changed], swept.labels, (swept.before, swept.change)
 
 
-def sample(
-    path: str, state: NDArray[np.int16], prior: Prior, sweep: int, block: Block | None = None
-) -> tuple[Any, Any]:
-    """Return changed cells and their labels after a Gibbs sweep of one block (worker)."""
+def sample(  # noqa: PLR0913
+    path: str, state: NDArray[np.int16], prior: Prior, *, sweep: int, kept: bool, block: Block | None = None
+) -> tuple[Any, Any, Any]:
+    """Return changed cells, labels and, when kept, own cells' probabilities after a block's Gibbs sweep (worker)."""
     from spatialscope_dist.celltypes.potts import sample_block
 
     block = block or _block(path)
     swept = sample_block(block, state, prior, sweep=sweep)
-    return block.cells[swept.changed], swept.labels
+    return block.cells[swept.changed], swept.labels, swept.shares if kept else None
 
 
 def block_margins(path: str, state: NDArray[np.int16], prior: Prior, block: Block | None = None) -> tuple[Any, Any]:

@@ -78,9 +78,12 @@ def _type_cells(bench: dict[str, Any]):
 
     def run(calls):
         swept = [sample_block(block, call["state"], prior, sweep=call["sweep"]) for call in calls]
-        return [(one.changed, one.labels) for one in swept]
+        return [
+            (one.changed, one.labels, one.shares if call["kept"] else None)
+            for one, call in zip(swept, calls, strict=True)
+        ]
 
-    seen = sample_marginals(run, [block.cells], labels, candidates=of_cell, burn_in=15, kept=60)
+    seen = sample_marginals(run, [(block.cells, block.cells)], labels, n_slots=of_cell.shape[1], burn_in=15, kept=60)
     return labels, label_cells(seen, of_cell, cell_start, n_types=len(profiles)), weights
 
 
