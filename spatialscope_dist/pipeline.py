@@ -14,9 +14,11 @@ from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Cost, Pool
 from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan, SpatialScopeError
+from spatialscope_dist.location import is_remote, storage_errors
 from spatialscope_dist.publishing import publish
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage, StageOutcome
+from spatialscope_dist.store.documents import make_folder, remove_tree
 from spatialscope_dist.store.ledger import Entry, Ledger, content_key
 from spatialscope_dist.store.place import Place, held, require_writable
 from spatialscope_dist.study import Facts, Study
@@ -115,16 +117,22 @@ def refuse_what_does_not_fit(planned: dict[str, dict[str, int]], settings: Clust
         for name, row in planned.items()
         if row["peak_bytes"] > limit
     ]
-    # What an earlier run left is part of what the plan counts: a run that goes on needs only the rest.
-    needed = max(0, sum(row["disk_bytes"] for row in planned.values()) - Place(root).stored_bytes())
-    folder = next(parent for parent in (root, *root.parents) if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        misfits.append(
-            f"- disk: {_gib(needed)} are needed at {root}, {_gib(free)} are free. Free space or give another --output."
-        )
+    misfits += _short_of_disk(sum(row["disk_bytes"] for row in planned.values()), root)
     if misfits:
         raise RefusedByPlan("The plan does not fit:\n" + "\n".join(misfits))
+
+
+def _short_of_disk(planned_bytes: int, root: Path) -> list[str]:
+    if is_remote(root):  # has no end that could be asked for
+        return []
+    # What an earlier run left is part of what the plan counts: a run that goes on needs only the rest.
+    needed = max(0, planned_bytes - Place(root).stored_bytes())
+    folder = next(parent for parent in (root, *root.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        return []
+    remedy = "Free space or give another --output."
+    return [f"- disk: {_gib(needed)} are needed at {root}, {_gib(free)} are free. {remedy}"]
 
 
 def run(
@@ -217,7 +225,7 @@ def _reading_context(study: Study) -> Context:
     settings = ClusterSettings(workers=1, memory_limit_bytes=0)
     try:
         return _context(study, settings, Events())
-    except (SpatialScopeError, OSError):
+    except storage_errors(SpatialScopeError):
         place = Place(study.output)
         return Context(study, place, Ledger(place.ledger), Pool(settings, Events()), Events(), Facts({}, 0, 0, 0))
 
@@ -318,7 +326,9 @@ def _run_item(stage: Stage, context: Context, item: str, projected: int) -> Entr
     if not output.exists():
         # Units noted for an output that was deleted since have left nothing to go on with.
         context.ledger.units(stage.NAME, item, output).forget()
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
+    if current is not None and published is not None and is_remote(published):
+        _withdraw_published(context, current)
     context.pool.take_cost()
     start = time.perf_counter()
     outcome = stage.run(context, item, output)
@@ -326,6 +336,12 @@ def _run_item(stage: Stage, context: Context, item: str, projected: int) -> Entr
     entry = _entry(stage, item, key, inputs, outcome=outcome, cost=cost)
     _commit(context, entry, current)
     return entry
+
+
+def _withdraw_published(context: Context, current: Entry) -> None:
+    """Let an output stop counting before another takes its place where users look: no store switches it at once."""
+    context.ledger.forget_made_from(current.key, STAGES)
+    context.ledger.forget(current.stage, current.item)
 
 
 def _commit(context: Context, entry: Entry, before: Entry | None) -> None:
@@ -337,7 +353,7 @@ def _commit(context: Context, entry: Entry, before: Entry | None) -> None:
     for sibling in output.parent.iterdir():
         if sibling != output:
             context.ledger.units(entry.stage, entry.item, sibling).forget()
-            shutil.rmtree(sibling, ignore_errors=True)
+            remove_tree(sibling)
     counts = {"done": entry.done, "total": entry.total, "failed": len(entry.failed)}
     context.events.emit("committed", stage=entry.stage, item=entry.item, **counts, **entry.cost)
 

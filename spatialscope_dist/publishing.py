@@ -10,7 +10,8 @@ from spatialscope_dist.stages.context import Context
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.hashes import section_hashes
 from spatialscope_dist.store.ledger import content_key
-from spatialscope_dist.store.publish import SectionSources, finish_switch, publish_section
+from spatialscope_dist.store.publish import SectionSources, publish_section
+from spatialscope_dist.store.switch import finish_switch
 
 
 def publish(context: Context) -> None:
@@ -29,6 +30,8 @@ def publish(context: Context) -> None:
         keys[mark] = key
     if not units:
         return
+    for mark in keys:
+        mark.unlink(missing_ok=True)  # an object store has no switch: what a kill leaves there counts as nothing
     context.pool.map(publish_section, units, framework="any")
     folders = {name: unit["sources"] for name, unit in units.items()}
     hashing = {

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import local_copy, located
 from spatialscope_dist.nuclei.candidates import BORDER
 
 DEMO = "demo"
@@ -74,7 +75,8 @@ def model_folder(model: str) -> Path | None:
         home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
         cached = home / "models" / "StarDist2D" / model / model
         return cached if (cached / "config.json").exists() else None
-    return Path(model).expanduser()
+    folder = located(model).expanduser()
+    return local_copy(folder) if folder.is_dir() else folder
 
 
 def model_problems(model: str, *, where: str = "[segment] model") -> list[Problem]:

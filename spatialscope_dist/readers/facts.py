@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import local_copy, storage_errors
 from spatialscope_dist.readers.images import open_image
 from spatialscope_dist.readers.sections import counts_files
 from spatialscope_dist.readers.spaceranger import MATRIX
@@ -30,12 +31,12 @@ def read_facts(study: Study) -> Facts:
     for section in study.sections:
         try:
             sections[section.name] = _section_facts(section)
-        except (OSError, KeyError) as error:
+        except storage_errors(KeyError) as error:
             source = section.counts or section.spaceranger
             problems.append(_unreadable(f"[[section]] {section.name}: {source}", error))
     try:
         reference = _reference_facts(study.reference)
-    except (OSError, KeyError) as error:
+    except storage_errors(KeyError) as error:
         problems.append(_unreadable(f"[reference] {study.reference.path}", error))
     if problems:
         raise BadInput(problems)
@@ -51,7 +52,7 @@ def _section_facts(section: SectionSpec) -> SectionFacts:
     area = (section.diameter_um / 55.0) ** 2
     n_cells = n_spots if section.platform == "merfish" else round(n_spots * max(1.0, _CELLS_PER_SPOT * area))
     if section.nuclei is not None:
-        with section.nuclei.open(newline="") as handle:
+        with local_copy(section.nuclei).open(newline="") as handle:
             n_cells = max(0, sum(1 for _ in csv.reader(handle)) - 1)
     if section.image is None:
         return SectionFacts(n_spots, n_genes, n_stored, n_cells)
@@ -72,7 +73,7 @@ def _matrix_size(section: SectionSpec) -> tuple[int, int, int]:
         matrix = next((path for path in counts_files(section) if path.name.endswith(MATRIX)), None)
         if matrix is None:
             raise FileNotFoundError(f"no {MATRIX} in {section.spaceranger}")
-        with h5py.File(matrix) as file:
+        with h5py.File(local_copy(matrix)) as file:
             n_genes, n_spots = (int(size) for size in file["matrix/shape"][:])
             return n_spots, n_genes, int(file["matrix/data"].shape[0])
     assert section.counts is not None
@@ -80,7 +81,7 @@ def _matrix_size(section: SectionSpec) -> tuple[int, int, int]:
 
 
 def _h5ad_size(path: Path) -> tuple[int, int, int]:
-    with h5py.File(path) as file:
+    with h5py.File(local_copy(path)) as file:
         matrix = file["X"]
         if isinstance(matrix, h5py.Group):
             n_rows, n_genes = (int(size) for size in matrix.attrs["shape"])
@@ -91,7 +92,7 @@ def _h5ad_size(path: Path) -> tuple[int, int, int]:
 
 def _reference_facts(reference: ReferenceSpec) -> tuple[int, int, int]:
     n_cells, n_genes, _ = _h5ad_size(reference.path)
-    with h5py.File(reference.path) as file:
+    with h5py.File(local_copy(reference.path)) as file:
         column = file["obs"][reference.cell_type]
         n_types = len(column["categories"]) if isinstance(column, h5py.Group) else len(set(column[:]))
     return n_cells, n_genes, n_types

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.geometry.tiles import Box, shard_boxes
+from spatialscope_dist.location import local_copy, located, opened_in_parts
 from spatialscope_dist.readers.image_levels import Level, is_reduction, level_factor
 from spatialscope_dist.readers.pixel_sizes import aperio_um, ngff_um, ome_um, tiff_um
 
@@ -104,7 +105,7 @@ def open_image(path: Path) -> LazyImage:
         When there is no file, it is no image, is damaged, or holds something other than one
         8- or 16-bit plane of up to 64 channels.
     """
-    path = Path(path)
+    path = located(path)
     if not path.exists():
         raise BadInput(Problem(str(path), "no file", "an image", "Check the path."))
     with _refusing_damage(path):
@@ -152,7 +153,7 @@ class TiffImage(LazyImage):
         import tifffile
 
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-        self._file = tifffile.TiffFile(path)
+        self._file = tifffile.TiffFile(opened_in_parts(path))
         weakref.finalize(self, self._file.close)
         series = self._file.series[0]
         page = series.keyframe
@@ -229,7 +230,7 @@ class OpenSlideImage(LazyImage):
         import openslide
 
         try:
-            self._slide = openslide.OpenSlide(path)
+            self._slide = openslide.OpenSlide(local_copy(path))
         except openslide.OpenSlideError as error:
             raise ValueError(str(error)) from error
         weakref.finalize(self, self._slide.close)
@@ -348,7 +349,7 @@ def _open_raster(path: Path) -> Iterator[Any]:
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(path) as picture:
+        with Image.open(local_copy(path)) as picture:
             yield picture
     finally:
         Image.MAX_IMAGE_PIXELS = limit

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import local_copy, storage_errors
 
 _ENTRIES = 1 << 21  # of one block of rows
 _MAX_ROWS = 1 << 14
@@ -147,9 +148,9 @@ def reading(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise BadInput(Problem(str(path), "no such file", "an HDF5 file", "Correct the path in the study file."))
     try:
-        with h5py.File(path, "r") as handle:
+        with h5py.File(local_copy(path), "r") as handle:
             yield handle
-    except (OSError, RuntimeError) as error:
+    except storage_errors(RuntimeError) as error:
         raise BadInput(
             Problem(
                 str(path),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import local_copy
 
 REQUIRED = ("spot_id", "cell_id", "x", "y")
 OPTIONAL = ("z", "cell_type")
@@ -30,7 +31,7 @@ def read_nuclei_table(path: Path, *, section: str) -> pd.DataFrame:
     if not path.is_file():
         raise BadInput(Problem(where, f"no file {path}", expected, "Correct the path."))
     try:
-        table = pd.read_csv(path, dtype=str, skipinitialspace=True)
+        table = pd.read_csv(local_copy(path), dtype=str, skipinitialspace=True)
     except (ValueError, OSError, pd.errors.ParserError) as error:
         found = f"a file that cannot be read ({str(error).splitlines()[0]})"
         raise BadInput(Problem(where, found, expected, "Write it as comma-separated UTF-8 text.")) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import local_copy
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -25,6 +26,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise BadInput(Problem(where, f"no file {path}", expected, "Correct the path."))
     try:
+        path = local_copy(path)
         with path.open(encoding="utf-8") as handle:
             first = handle.readline()
         separator = max(",\t;", key=first.count)

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import local_copy
 from spatialscope_dist.readers.matrix import MatrixFile, reading
 from spatialscope_dist.readers.table import INDEX, SpotTable, make_unique
 from spatialscope_dist.study import SectionSpec
@@ -160,7 +161,7 @@ def _text(dataset: h5py.Dataset) -> list[str]:
 
 def _positions(path: Path, where: str) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, header=None, names=list(_COLUMNS), dtype=str)
+        frame = pd.read_csv(local_copy(path), header=None, names=list(_COLUMNS), dtype=str)
         if frame["in_tissue"].iloc[0] == "in_tissue":
             frame = frame.iloc[1:]
         numbers = frame[list(_COLUMNS[1:])].astype(np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from math import ceil, comb
 from pathlib import Path
@@ -22,7 +21,7 @@ from spatialscope_dist.steps.typing_sweeps import (
     sweep_here,
     write_block,
 )
-from spatialscope_dist.store.documents import read_json, write_json
+from spatialscope_dist.store.documents import read_json, remove_tree, write_json
 from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.study import SectionFacts
 
@@ -30,6 +29,7 @@ NAME = "identify"
 VERSION = 5
 _NOT_CONTENT = {"n_blocks", "batch_spots"}
 _WORK = ".work"  # no section has a name like that
+_DROPPED = ".work-dropped.json"
 _CELLS_PER_BLOCK = 500_000
 _CELLS_IN_ONE_BLOCK = 1_000_000
 _PROCESS_BYTES = 560 << 20  # a Python worker with NumPy, SciPy, pandas, zarr, and Numba compiling kernels
@@ -47,8 +47,11 @@ class _Steps:
 
     def start_anew_without_work(self) -> None:
         """Forget finished units when what they wrote for later units is gone."""
-        if not (self.output / _WORK).exists():
-            shutil.rmtree(self.context.ledger.units(NAME, self.item, self.output).folder, ignore_errors=True)
+        dropped = self.output / _DROPPED
+        if dropped.exists() or not (self.output / _WORK).exists():
+            self.context.ledger.units(NAME, self.item, self.output).forget()
+            remove_tree(self.output / _WORK)
+            dropped.unlink(missing_ok=True)
 
     def map(self, function: Any, units: dict[str, dict[str, Any]], *, on_gpu: bool = False) -> dict[str, Any]:
         """Return the results by unit; finished units are not run again."""
@@ -156,11 +159,9 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
 
 
 def _drop_work(output: Path) -> None:
-    # Renamed first: a half-deleted folder must not pass for work that later units can go on with.
-    gone = output / f"{_WORK}-done"
-    shutil.rmtree(gone, ignore_errors=True)
-    (output / _WORK).rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    # Noted first: a half-deleted folder must not pass for work that later units can go on with.
+    write_json(output / _DROPPED, True)  # noqa: FBT003
+    remove_tree(output / _WORK)
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialscope_dist.location import located
 from spatialscope_dist.randomness import key_of
 from spatialscope_dist.readers.pairs import read_pairs
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
@@ -48,7 +49,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
         "identify": {s.name: context.cells_key(s.name) for s in study.sections},
         "decompose": {s.name: context.upstream_key("decompose", s.name) for s in study.sections},
         "reference": context.upstream_key("reference", "study"),
-        "pairs": context.ledger.file_hash(Path(options.pairs)),
+        "pairs": context.ledger.file_hash(located(options.pairs)),
         "options": options.model_dump(mode="json", exclude={"pairs"}),
         "seed": study.seed,
     }
@@ -57,7 +58,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
 def plan(context: Context, item: str) -> StagePlan:
     """Return tasks per section, block of pairs and block of permutations; memory for expression and its shuffle."""
     options, facts = context.study.options.interact, context.facts
-    n_pairs = len(read_pairs(Path(options.pairs))) if options.pairs is not None else 0
+    n_pairs = len(read_pairs(located(options.pairs))) if options.pairs is not None else 0
     n_genes = 2 * min(n_pairs, _PAIRS_PER_UNIT)
     blocks = -(-max(n_pairs, 1) // _PAIRS_PER_UNIT) * -(-options.n_permutations // _PERMUTATIONS_PER_UNIT)
     scores = 8 * 8 * facts.n_types**2 * _PAIRS_PER_UNIT
@@ -70,7 +71,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
     """Prepare every section, permute in blocks on workers, then join."""
     options, sections = context.study.options.interact, _sections(context)
     assert options.pairs is not None
-    listed = read_pairs(Path(options.pairs))
+    listed = read_pairs(located(options.pairs))
     units = context.ledger.units(NAME, item, output)
     preparing = {
         f"{name}.prepare": {

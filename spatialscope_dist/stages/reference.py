@@ -22,6 +22,7 @@ from spatialscope_dist.celltypes.signatures import (
     variable_genes,
 )
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import located
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.readers.checks import read_gene_file, study_naming
 from spatialscope_dist.readers.matrix import block_bytes, row_ranges
@@ -104,8 +105,8 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
         "reference": context.ledger.file_hash(reference.path),
         "cell_type": reference.cell_type,
         "naming": study_naming(study).reference,
-        "genes": context.ledger.file_hash(Path(genes)) if listed else genes,
-        "pairs": None if pairs is None else context.ledger.file_hash(Path(pairs)),
+        "genes": context.ledger.file_hash(located(genes)) if listed else genes,
+        "pairs": None if pairs is None else context.ledger.file_hash(located(pairs)),
         "measured": hashlib.sha256("\n".join((*measured, "", *always)).encode()).hexdigest(),
         "imputed": _imputed(study),
         "n_variable_genes": reference.n_variable_genes,
@@ -252,11 +253,11 @@ def _request(study: Study) -> PanelRequest:
     listed = spec.genes not in {"auto", "all"}
     pairs = study.options.interact.pairs if spec.genes == "auto" else None
     return PanelRequest(
-        genes=tuple(read_gene_file(Path(spec.genes))) if listed else spec.genes,
+        genes=tuple(read_gene_file(located(spec.genes))) if listed else spec.genes,
         measured=measured,
         imputed=_imputed(study),
         always=always,
-        paired=() if pairs is None else tuple(sorted({gene for pair in read_pairs(Path(pairs)) for gene in pair})),
+        paired=() if pairs is None else tuple(sorted({gene for pair in read_pairs(located(pairs)) for gene in pair})),
         n_variable=spec.n_variable_genes,
         n_markers=spec.n_markers_per_type,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
-from spatialscope_dist.store.publish import finish_switch, switch_in
+from spatialscope_dist.store.switch import replacing_folder
 
 if TYPE_CHECKING:
     from spatialscope_dist.expression.objectives import Objective, TrainingData
@@ -80,13 +79,10 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
 
 def _publish_model(output: Path, target: Path) -> None:
     """Put the model where users look for it: weights and description change together or not at all."""
-    finish_switch(target)
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for file in sorted(output.iterdir()):
-        if file.name in _FILES or file.name.startswith("training"):
-            write_bytes(fresh / file.name, file.read_bytes())
-    switch_in(fresh, target)
+    with replacing_folder(target) as fresh:
+        for file in sorted(output.iterdir()):
+            if file.name in _FILES or file.name.startswith("training"):
+                write_bytes(fresh / file.name, file.read_bytes())
 
 
 def train_model(*, reference: Path, output: Path, options: TrainOptions, seed: int) -> dict[str, Any]:

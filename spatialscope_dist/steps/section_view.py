@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.randomness import generator
 from spatialscope_dist.readers.images import open_image
 from spatialscope_dist.report.views import CropView, ImageView, MarkerView, SectionView, UncertaintyView
-from spatialscope_dist.store.arrays import open_array, read_array
+from spatialscope_dist.store.arrays import open_array, open_group, read_array
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame
@@ -139,9 +139,7 @@ def _overview(
     levels = folders.ingest / "view.zarr"
     if about["image"] is None or not levels.exists():
         return None
-    import zarr
-
-    attributes: Any = zarr.open_group(str(levels), mode="r").attrs
+    attributes: Any = open_group(levels).attrs
     factors = [float(factor) for factor in attributes["scales"]]
     margin = 1.0 * float(about["spot_diameter_um"]) / about["pixel_size_um"] + 20
     places = spots[["y_px", "x_px"]].to_numpy(np.float64)

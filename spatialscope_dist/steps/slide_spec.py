@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.geometry.tiles import Box, WindowGrid
+from spatialscope_dist.location import located
 from spatialscope_dist.nuclei.resample import model_scale, model_shape
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.options import SegmentOptions
@@ -71,7 +72,7 @@ class Slide:
     @property
     def folder(self) -> Path:
         """Output folder."""
-        return Path(self.output)
+        return located(self.output)
 
     @property
     def read_shape(self) -> tuple[int, int]:
@@ -111,7 +112,6 @@ class Slide:
 
 def save_array(path: Path, values: NDArray[Any]) -> None:
     """Write an array as .npy, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     write_bytes(path, buffer.getvalue())

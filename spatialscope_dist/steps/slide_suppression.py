@@ -23,6 +23,7 @@ from spatialscope_dist.nuclei.suppression import (
     union_bounds,
 )
 from spatialscope_dist.steps.slide_spec import Slide, Workers, save_array
+from spatialscope_dist.store.arrays import load_npy
 
 PARTS = ("points", "distances", "probability")
 
@@ -98,8 +99,8 @@ def decide_candidates(slide: Slide, name: str, number: int, rounds: Rounds, thre
 
 def load_kept(folder: Path, name: str, last: int) -> Candidates:
     """Return the candidates of a block that survived."""
-    rows = np.flatnonzero(np.load(folder / f"{name}.state{last:03d}.npy") == KEPT)
-    stored = {part: np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in PARTS}
+    rows = np.flatnonzero(load_npy(folder / f"{name}.state{last:03d}.npy") == KEPT)
+    stored = {part: load_npy(folder / f"{name}.{part}.npy") for part in PARTS}
     return Candidates(**{part: values[rows] for part, values in stored.items()})
 
 
@@ -109,9 +110,14 @@ class _Blocks:
     def __init__(self, folder: Path, name: str, rounds: Rounds) -> None:
         self._folder, self._name, self._rounds = folder, name, rounds
         self._rows: list[tuple[str, NDArray[np.int64]]] = []
+        self._fetched: dict[tuple[str, str], NDArray[Any]] = {}
 
     def _load(self, name: str, part: str) -> NDArray[Any]:
-        values: NDArray[Any] = np.load(self._folder / f"{name}.{part}.npy", mmap_mode="r")
+        if (name, part) in self._fetched:
+            return self._fetched[name, part]
+        values = load_npy(self._folder / f"{name}.{part}.npy")
+        if not isinstance(values, np.memmap):  # came from an object store: once is enough
+            self._fetched[name, part] = values
         return values
 
     def state(self, name: str) -> NDArray[np.uint8]:

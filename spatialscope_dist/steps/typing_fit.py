@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialscope_dist.location import is_remote
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import write_bytes
@@ -72,7 +73,8 @@ def save(path: Path, **arrays: Any) -> None:
 
 def load(path: Path, *names: str) -> Arrays:
     """Return the named arrays of a file written by `save`, all of them when none is named."""
-    with np.load(path, allow_pickle=False) as stored:
+    source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
+    with np.load(source, allow_pickle=False) as stored:
         return {name: stored[name] for name in names or stored.files}
 
 

@@ -16,7 +16,7 @@ from spatialscope_dist.randomness import spot_keys
 from spatialscope_dist.steps.typing_fit import SectionTask, batches, load, save
 from spatialscope_dist.steps.typing_model import rna_of_types
 from spatialscope_dist.store.documents import read_json
-from spatialscope_dist.store.frames import read_frame, write_frame_parts
+from spatialscope_dist.store.frames import read_columns, read_frame, write_frame_parts
 
 _SLIDESEQ_CELLS = 2
 _CELLS_AT_ONCE = 1 << 16
@@ -84,9 +84,8 @@ def _nuclei(source: str, path: Path, spot_ids: pd.Series) -> FoundCells:
     """Return the nuclei of a file that lie in spots, held as an Arrow table: far smaller than a frame of objects."""
     import pyarrow
     import pyarrow.compute
-    from pyarrow import parquet
 
-    table = parquet.read_table(path)
+    table = read_columns(path)
     if "is_cell" in table.column_names:
         table = table.filter(table["is_cell"])
     place = pyarrow.compute.index_in(table["spot_id"].cast("string"), pyarrow.array(spot_ids.astype(str)))

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.engine.halo import HaloBlock, SweepHistory, sweep_blocks
+from spatialscope_dist.location import located
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.randomness import key_of, spot_keys
 from spatialscope_dist.steps.typing_fit import Arrays, SectionTask, batches, load, save
+from spatialscope_dist.store.arrays import load_npy
 from spatialscope_dist.store.frames import read_frame
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ def write_block(task: SweepTask, number: int) -> dict[str, Any]:
         graph=Graph(found["indptr"], found["indices"]),
         cell_start=np.concatenate([[0], np.cumsum(found["n_cells"])]),
         keys=found["keys"],
-        field=np.load(task.field, mmap_mode="r") if task.field.exists() else None,
+        field=load_npy(task.field) if task.field.exists() else None,
     )
     save(task.blocks[number], **block._asdict())
     return {"cells": len(block.cells), "spots": len(spots), "own_spots": len(closure.own)}
@@ -296,4 +298,4 @@ def block_margins(path: str, state: NDArray[np.int16], prior: Prior, block: Bloc
 def _block(path: str) -> Block:
     from spatialscope_dist.celltypes.potts import Block
 
-    return Block(**load(Path(path)))
+    return Block(**load(located(path)))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import StoreError
+from spatialscope_dist.location import is_remote
+from spatialscope_dist.store.documents import make_folder, refusing_to_write
 
 
 def create_array(
@@ -24,9 +27,9 @@ def create_array(
     fill: float = 0,
 ) -> zarr.Array[Any]:
     """Return a new array on disk with named axes; nothing but metadata is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return zarr.create_array(
-        store=str(path),
+        store=_store(path),
         shape=tuple(shape),
         dtype=np.dtype(dtype),
         chunks=tuple(chunks),
@@ -39,7 +42,7 @@ def create_array(
 
 def open_array(path: Path) -> zarr.Array[Any]:
     """Return an array on disk, opened for reading by region."""
-    return zarr.open_array(str(path), mode="r")
+    return zarr.open_array(_store(path), mode="r")
 
 
 def write_region(path: Path, region: Sequence[slice], values: NDArray[Any]) -> None:
@@ -50,17 +53,15 @@ def write_region(path: Path, region: Sequence[slice], values: NDArray[Any]) -> N
     StoreError
         When the region cuts a write unit, since two writers of one unit lose rows silently, or the disk is full.
     """
-    array = zarr.open_array(str(path), mode="r+")
+    array = zarr.open_array(_store(path), mode="r+")
     unit = array.shards or array.chunks
     for part, size, length in zip(region, unit, array.shape, strict=True):
         if part.start % size or (part.stop % size and part.stop != length):
             raise StoreError(
                 f"{path}: region {part.start}:{part.stop} cuts a write unit of {size} along an axis of {length}"
             )
-    try:
+    with refusing_to_write(path):
         array[tuple(region)] = values
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error}). Free space, then run again.") from error
 
 
 def write_array(path: Path, values: NDArray[Any], *, axes: Sequence[str], chunks: Sequence[int] | None = None) -> None:
@@ -72,11 +73,8 @@ def write_array(path: Path, values: NDArray[Any], *, axes: Sequence[str], chunks
         When the disk is full.
     """
     size = tuple(max(1, length) for length in values.shape) if chunks is None else tuple(chunks)
-    array = create_array(path, shape=values.shape, dtype=values.dtype, chunks=size, axes=axes)
-    try:
-        array[...] = values
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error}). Free space, then run again.") from error
+    with refusing_to_write(path):
+        create_array(path, shape=values.shape, dtype=values.dtype, chunks=size, axes=axes)[...] = values
 
 
 def append_entries(path: Path, values: NDArray[Any], *, start: int, chunk: int) -> None:
@@ -90,14 +88,35 @@ def append_entries(path: Path, values: NDArray[Any], *, start: int, chunk: int) 
     if start == 0:
         array = create_array(path, shape=values.shape, dtype=values.dtype, chunks=(chunk,), axes=("entry",))
     else:
-        array = zarr.open_array(str(path), mode="r+")
+        array = zarr.open_array(_store(path), mode="r+")
         if start % array.chunks[0]:
             raise StoreError(f"{path}: {start} entries cut a chunk of {array.chunks[0]}")
         array.resize((start + len(values),))
-    try:
+    with refusing_to_write(path):
         array[start:] = values
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error}). Free space, then run again.") from error
+
+
+def open_group(path: Path, *, mode: Literal["r", "w"] = "r") -> zarr.Group:
+    """Return a group of arrays, opened for reading or made anew."""
+    return zarr.open_group(_store(path), mode=mode)
+
+
+def _store(path: Path) -> Any:
+    """Return what Zarr opens: an object store is one that remembers no listings."""
+    if not is_remote(path):
+        return str(path)
+    from zarr.storage import FsspecStore
+
+    return FsspecStore.from_url(str(path), storage_options=dict(cast(Any, path).storage_options))
+
+
+def load_npy(path: Path) -> NDArray[Any]:
+    """Return the array of a .npy file: left on disk until used, or whole from an object store."""
+    if is_remote(path):
+        whole: NDArray[Any] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        return whole
+    left: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return left
 
 
 def read_array(path: Path) -> NDArray[Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from spatialscope_dist.errors import StoreError
-from spatialscope_dist.store.documents import write_bytes
+from spatialscope_dist.location import opened_in_parts
+from spatialscope_dist.store.documents import replacing, write_bytes
 
 _ROWS_PER_GROUP = 1 << 16  # the least that is read
 
@@ -36,34 +37,25 @@ def write_frame_parts(path: Path, frames: Iterator[pd.DataFrame]) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     table = pyarrow.Table.from_pandas(next(frames), preserve_index=False)
     schema = table.schema
     for number, column in enumerate(schema):
         if pyarrow.types.is_null(column.type):
             schema = schema.set(number, column.with_type(pyarrow.string()))
-    try:
-        with ParquetWriter(partial, schema) as writer:
-            writer.write_table(table.cast(schema))
-            for frame in frames:
-                writer.write_table(pyarrow.Table.from_pandas(frame, schema=schema, preserve_index=False))
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({error}). Free space, then run again.") from error
+    with replacing(path) as partial, ParquetWriter(partial, schema) as writer:
+        writer.write_table(table.cast(schema))
+        for frame in frames:
+            writer.write_table(pyarrow.Table.from_pandas(frame, schema=schema, preserve_index=False))
 
 
 def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Return the frame of a parquet file."""
-    return pd.read_parquet(path, columns=columns)
+    return pd.read_parquet(opened_in_parts(path), columns=columns)
 
 
 def read_frame_parts(path: Path) -> Iterator[pd.DataFrame]:
     """Return the frame of a parquet file in the parts it was written in, one in memory at a time; at least one."""
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(path) as file:
+    with _opened(path) as file:
         if not file.num_row_groups:
             yield file.read().to_pandas()
         for number in range(file.num_row_groups):
@@ -72,9 +64,7 @@ def read_frame_parts(path: Path) -> Iterator[pd.DataFrame]:
 
 def read_rows(path: Path, low: int, high: int, columns: list[str] | None = None) -> pd.DataFrame:
     """Return rows low:high of the frame of a parquet file; what lies far from them is not read."""
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(path) as file:
+    with _opened(path) as file:
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
         starts = list(accumulate(sizes, initial=0))
         groups = [number for number, size in enumerate(sizes) if starts[number] < high and starts[number] + size > low]
@@ -82,6 +72,21 @@ def read_rows(path: Path, low: int, high: int, columns: list[str] | None = None)
     first = starts[groups[0]] if groups else low
     frame: pd.DataFrame = table.slice(low - first, high - low).to_pandas()
     return frame
+
+
+def read_columns(path: Path) -> Any:
+    """Return the Arrow table of a parquet file: far smaller than a frame of objects."""
+    from pyarrow.parquet import read_table
+
+    return read_table(opened_in_parts(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(opened_in_parts(path)) as file:
+        yield file
 
 
 def join_sections(parts: dict[str, Path]) -> pd.DataFrame:

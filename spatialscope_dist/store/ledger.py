@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spatialscope_dist.store.documents import read_json, write_json
+from spatialscope_dist.location import content_mark, files_below
+from spatialscope_dist.store.documents import read_json, read_json_folder, remove_tree, write_json
 
 _BLOCK = 1 << 22
 
@@ -45,7 +45,7 @@ class Units:
 
     def committed(self) -> dict[str, Any]:
         """Return the results of the committed units."""
-        return {path.stem: read_json(path) for path in sorted(self.folder.glob("[!.]*.json"))}
+        return read_json_folder(self.folder)
 
     def commit(self, unit: str, result: Any) -> None:
         """Note that a unit is complete; called after its chunks are on disk."""
@@ -53,7 +53,7 @@ class Units:
 
     def forget(self) -> None:
         """Forget all units: what they wrote is gone, or about to be."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Ledger:
 
     def entries(self, stage: str) -> list[Entry]:
         """Return the committed outputs of a stage, by item."""
-        return [Entry(**read_json(path)) for path in sorted((self.root / stage).glob("[!.]*.json"))]
+        return [Entry(**document) for document in read_json_folder(self.root / stage).values()]
 
     def forget(self, stage: str, item: str) -> None:
         """Drop the current output of an item, so that it is made anew."""
@@ -88,7 +88,7 @@ class Ledger:
         for entry in [entry for stage in stages for entry in self.entries(stage)]:
             if f'"{key}"' in json.dumps(entry.inputs):
                 self.forget(entry.stage, entry.item)
-                shutil.rmtree(self.root / "units" / entry.stage / entry.item, ignore_errors=True)
+                remove_tree(self.root / "units" / entry.stage / entry.item)
                 self.forget_made_from(entry.key, stages)
 
     def keep_only(self, stage: str, items: Collection[str]) -> None:
@@ -106,8 +106,7 @@ class Ledger:
 
     def skips(self, stage: str) -> dict[str, str]:
         """Return the reasons of skipped items."""
-        folder = self.root / "skipped" / stage
-        return {path.stem: str(read_json(path)) for path in sorted(folder.glob("[!.]*.json"))}
+        return {item: str(reason) for item, reason in read_json_folder(self.root / "skipped" / stage).items()}
 
     def units(self, stage: str, item: str, output: Path) -> Units:
         """Return the record of finished units of an output folder (named by its key)."""
@@ -120,15 +119,13 @@ class Ledger:
 
     def file_hash(self, path: Path) -> str:
         """Return the SHA-256 of a file or folder of files, remembered while size and time stay the same."""
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         digest = hashlib.sha256()
-        for file in files:
+        for file in files_below(path):
             digest.update(file.name.encode() + self._one_hash(file).encode())
         return digest.hexdigest()
 
     def _one_hash(self, file: Path) -> str:
-        stat = file.stat()
-        mark = hashlib.sha256(f"{file.resolve()}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}".encode()).hexdigest()
+        mark = hashlib.sha256(content_mark(file).encode()).hexdigest()
         memory = self.root / "files" / f"{mark}.json"
         if memory.exists():
             return str(read_json(memory))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from spatialscope_dist.errors import BadInput, Problem, StoreError
+from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import is_remote, storage_errors
+from spatialscope_dist.store.documents import make_folder
+from spatialscope_dist.store.lock import file_lock, lease
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Place:
         return places.get(stage)
 
     def stored_bytes(self) -> int:
-        """Return the bytes the stage outputs take on disk so far."""
+        """Return the bytes the stage outputs take so far."""
         files = (path for path in (self.root / "work").rglob("*") if path.is_file())
         return sum(path.stat().st_size for path in files)
 
@@ -83,28 +85,25 @@ def require_writable(root: Path) -> None:
     """
     probe = root / f".writable-{os.getpid()}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
+    except storage_errors() as error:
         remedy = "Give a folder you may write with --output DIR, or free space."
+        if is_remote(root):
+            remedy = "Create the bucket, and give every process credentials for it by its environment, or another URL."
         raise BadInput(Problem(str(root), str(error), "a writable output folder", remedy)) from error
 
 
 @contextmanager
 def held(root: Path) -> Iterator[None]:
-    """Hold the output folder for one run; a killed process lets go of it.
+    """Hold the output for one run; a killed process lets go of it, in an object store when its lease ends.
 
     Raises
     ------
     StoreError
         When another run holds it.
     """
-    lock = root / "ledger" / "lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:  # leaves the file as it is: a run with nothing to do writes nothing
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(f"{root}: another run is writing here. Wait for it, or give another --output.") from error
+    hold = lease if is_remote(root) else file_lock
+    with hold(root / "ledger" / "lock"):
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from spatialscope_dist.store.arrays import read_array
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame
-from spatialscope_dist.store.publish import finish_switch, switch_in
+from spatialscope_dist.store.switch import replacing_folder
 
 
 def publish_reference(output: Path, target: Path) -> dict[str, Any]:
@@ -25,11 +24,9 @@ def publish_reference(output: Path, target: Path) -> dict[str, Any]:
     import zarr
     from anndata.io import sparse_dataset, write_elem
 
-    finish_switch(target)
     counts = open_counts(output / "reference.zarr")
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+    settings = anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False)
+    with replacing_folder(target) as fresh, settings:
         group = zarr.open_group(str(fresh), mode="w", zarr_format=3)
         write_elem(group, "/", _without_counts(output, counts))
         for low, block in counts.blocks(1024):
@@ -37,7 +34,6 @@ def publish_reference(output: Path, target: Path) -> dict[str, Any]:
                 write_elem(group, "X", block)
             else:
                 sparse_dataset(group["X"]).append(block)
-    switch_in(fresh, target)
     return {"cells": counts.shape[0], "genes": counts.shape[1]}
 
 

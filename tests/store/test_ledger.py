@@ -8,7 +8,7 @@ from spatialscope_dist.errors import BadInput, StoreError
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.ledger import Entry, Ledger, content_key
 from spatialscope_dist.store.place import held, require_writable
-from spatialscope_dist.store.publish import finish_switch, switch_in
+from spatialscope_dist.store.switch import finish_switch, switch_in
 
 
 def entry(key: str) -> Entry:

@@ -1,0 +1,162 @@
+"""Where files lie: in folders of this machine or, named by a URL (s3://, gs://, az://, …), in an object store.
+
+`located` makes a path of either, and both kinds go by pathlib's interface. What differs between them is known here and
+in `store` only: nothing is renamed in an object store, and an object is seen whole or not at all. Credentials and
+addresses are never part of a path: every process takes them from its own environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import PlainSerializer, PlainValidator
+
+from spatialscope_dist.errors import BadInput, Problem, StoreError
+
+_IN_PART = 1 << 20  # bytes fetched around what is read of an object that is read by region
+
+
+def located(name: str | Path) -> Path:
+    """Return the path of a file name or a URL.
+
+    A URL gives a path of universal_pathlib that remembers no listings, since other processes write there too.
+
+    Raises
+    ------
+    BadInput
+        When the URL carries credentials, or the package that knows its kind is not installed.
+    """
+    if not isinstance(name, str) or "://" not in name:
+        return name if not isinstance(name, str) else Path(name)
+    from upath import UPath
+
+    scheme, _, rest = name.partition("://")
+    if "@" in rest.partition("/")[0]:
+        remedy = "Leave them out: every process takes them from its own environment."
+        raise BadInput(Problem(f"{scheme}://…", "credentials in a URL", "a URL without them", remedy))
+    try:
+        return cast(Path, UPath(name, use_listings_cache=False).resolve())
+    except (ImportError, ValueError) as error:
+        remedy = "Install the package that fsspec names, or correct the URL."
+        raise BadInput(Problem(name, str(error), "a URL that fsspec can open", remedy)) from error
+
+
+def is_remote(path: Path) -> bool:
+    """Return whether a path is one in an object store."""
+    return not isinstance(path, Path)
+
+
+def within(folder: Path, path: Path) -> Path:
+    """Return the path itself when it says all, else the one below the folder."""
+    path = path.expanduser()
+    if path.is_absolute():
+        return path
+    return located(f"{folder}/{path.as_posix()}") if is_remote(folder) else folder / path
+
+
+def _as_location(value: Any) -> Path:
+    if isinstance(value, str):
+        return located(value)
+    if not (isinstance(value, Path) or hasattr(value, "fs")):
+        raise ValueError("expected a path or a URL")
+    return cast(Path, value)
+
+
+Location = Annotated[Path, PlainValidator(_as_location), PlainSerializer(str)]
+
+
+def storage_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return what reading and writing may raise: OSError, what the client of S3 has beside once loaded, and `more`."""
+    client: Any = sys.modules.get("botocore.exceptions")
+    return (OSError, *more) if client is None else (OSError, client.BotoCoreError, client.ClientError, *more)
+
+
+def content_mark(path: Path) -> str:
+    """Return a text that changes when a file is written anew: its place, its size, and its time or the store's tag."""
+    if is_remote(path):
+        remote = cast(Any, path)
+        info = remote.fs.info(remote.path)
+        return f"{path}\x1f{info['size']}\x1f{_version(info)}"
+    stat = path.stat()
+    return f"{path.resolve()}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}"
+
+
+def opened_in_parts(path: Path) -> Any:
+    """Return what a reader by region opens: the path, or for an object a file that fetches little around each part."""
+    if not is_remote(path):
+        return path
+    return cast(Any, path).open("rb", block_size=_IN_PART, cache_type="readahead")
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return the files below a folder in the order of their names; a file alone is itself."""
+    if is_remote(path):
+        remote = cast(Any, path)
+        names = remote.fs.find(remote.path)
+        return [located(remote.fs.unstrip_protocol(name)) for name in sorted(names)]
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def local_copy(path: Path) -> Path:
+    """Return a path on this machine with the content of a file or folder.
+
+    What lies in an object store is fetched once and kept in this machine's cache, under a name made from its URL,
+    sizes and versions; a copy is there whole or not at all.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is nothing at the URL.
+    OSError
+        When less arrives than the store holds, or there is no room for it.
+    """
+    if not is_remote(path):
+        return path
+    remote = cast(Any, path)
+    found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
+    if not found:
+        raise FileNotFoundError(f"nothing at {path}")
+    about = json.dumps({name: [info["size"], _version(info)] for name, info in found.items()}, sort_keys=True)
+    cache = _cache()
+    kept = cache / hashlib.sha256(f"{path}\x1f{about}".encode()).hexdigest()[:32] / path.name
+    if kept.exists():
+        return kept
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as fresh:
+        for name, info in found.items():
+            _fetch(remote, name, Path(fresh) / f"{path.name}{name.removeprefix(remote.path.rstrip('/'))}", info["size"])
+        kept.parent.mkdir(exist_ok=True)
+        try:
+            (Path(fresh) / path.name).rename(kept)
+        except OSError:
+            if not kept.exists():  # else another process was first
+                raise
+    return kept
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Return what tells one content of an object from the next: the store's tag, else the time it was written."""
+    marks = (info.get(name) for name in ("ETag", "etag", "md5", "LastModified", "mtime", "created"))
+    return str(next((mark for mark in marks if mark is not None), ""))
+
+
+def _fetch(remote: Any, name: str, target: Path, size: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remote.fs.get_file(name, str(target))
+    if target.stat().st_size != size:
+        raise OSError(f"{target.stat().st_size} bytes of {name} arrived, the store holds {size}")
+
+
+def _cache() -> Path:
+    """Return the folder for fetched files: `SPATIALSCOPE_CACHE`, or one in the machine's temporary folder."""
+    chosen = os.environ.get("SPATIALSCOPE_CACHE")
+    folder = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"spatialscope-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise StoreError(f"{folder} belongs to another user. Set SPATIALSCOPE_CACHE to a folder of your own.")
+    return folder
