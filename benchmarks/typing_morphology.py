@@ -3,8 +3,8 @@
 planted: spots binned from single cells, whose cells bring four measures drawn by type, as columns of the given
 nuclei, at three levels of overlap of the types; controls: measures shuffled over the section, a smooth staining that
 knows no type, and measures shuffled inside the spots, which no evidence from counts can notice. image: a simulated
-section with an H&E image, segmented with the demo model, its nuclei measured. Everything goes through the installed
-command, at default options. Results become results/typing_morphology_{planted,image}.json.
+section with an H&E image, segmented with the demo model, its nuclei measured. The stages run at default options, their
+units one after another in this process. Results become results/typing_morphology_{planted,image}.json.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,47 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks import typing_studies as studies
+from spatialscope_dist import pipeline
+from spatialscope_dist.engine.cluster import ClusterSettings
+from spatialscope_dist.engine.events import Events
+from spatialscope_dist.engine.measure import Measured, measured
+from spatialscope_dist.engine.pool import Pool
+from spatialscope_dist.readers.facts import read_facts
+from spatialscope_dist.stages.context import Context
+from spatialscope_dist.store.arrays import read_array
+from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.ledger import Ledger
+from spatialscope_dist.store.place import Place
+from spatialscope_dist.study import load_study
 
 Array = NDArray[np.float64]
-SEEDS = {"mpoa:section": (0, 1, 2), "mpoa:scrna": (0,), "mpfc1:section": (0,), "visp:paired": (0,)}
+NAMES = ("mpoa:section", "mpoa:scrna", "mpfc1:section", "visp:paired")
 OVERLAPS = {"weak": 0.9, "medium": 0.75, "strong": 0.5}
 N_MEASURES = 4
 LABELS = ("positional", "composition")
 N_SPOTS = 150
+
+
+class PoolHere(Pool):
+    """Workers that are this process, so that a small study costs no start of others."""
+
+    def _stream(self, function: Callable[..., Any], units: Any, **_: Any) -> Iterator[tuple[str, Measured | str]]:
+        for name, arguments in units.items():
+            yield name, measured(function, arguments)
+
+
+def typed_here(study_file: Path, output: Path, *, settings: tuple[str, ...] = ()) -> Context:
+    """Return the context of a study whose stages have run as far as its cells are typed."""
+    study = load_study(study_file, output=output, settings=settings)
+    place, events = Place(study.output), Events()
+    pool = PoolHere(ClusterSettings(1, 3 << 30), events)
+    context = Context(study, place, Ledger(place.ledger), pool, events, read_facts(study))
+    for name in pipeline.STAGES[: pipeline.STAGES.index("identify") + 1]:
+        stage = pipeline.stage_module(name)
+        for item in stage.items(context):
+            if stage.skip_reason(context, item) is None:
+                pipeline._run_item(stage, context, item, 0)
+    return context
 
 
 class PlantedLooks:
@@ -96,21 +130,19 @@ class PlantedLooks:
         }
 
 
-def planted(name: str) -> dict[str, Any]:
+def planted(name: str, seeds: list[int]) -> dict[str, Any]:
     """Return the figures of every case of one benchmark and reference, means over Gibbs seeds."""
     file, reference = name.split(":")
     bench = studies.load_bench(studies.data_folder() / "benchmarks" / f"{file}.npz")
     score, looks = studies.scorer("score_types").score, PlantedLooks(bench)
-    result: dict[str, Any] = {
-        "floor_err_true_composition_in_random_order": round(score(bench, bench["cell_type"])["err_shuf"], 4),
-        "seeds": list(SEEDS[name]),
-    }
+    floor = score(bench, bench["cell_type"])["err_shuf"]
+    result: dict[str, Any] = {"floor_err_true_composition_in_random_order": round(floor, 4)}
     with tempfile.TemporaryDirectory() as scratch:
         study = studies.write_study(bench, reference, Path(scratch) / "study")
         given = {path: pd.read_csv(path) for path in study.parent.glob("s*.csv")}
         for case, draw in looks.cases().items():
             _write_measures(given, None if draw is None else draw())
-            runs = [_scored(score, bench, study, Path(scratch) / "out", seed) for seed in SEEDS[name]]
+            runs = [_scored(score, bench, study, Path(scratch) / "out", seed) for seed in seeds]
             result[case] = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}
             print(name, case, json.dumps(result[case]), flush=True)
     return result
@@ -124,20 +156,31 @@ def _write_measures(given: dict[Path, pd.DataFrame], measures: Array | None) -> 
 
 
 def _scored(score: Any, bench: studies.Bench, study: Path, output: Path, seed: int) -> dict[str, float]:
-    summary = studies.run_study(study, output, seed=seed)
-    found = studies.read_result(bench, output)
+    context = typed_here(study, output, settings=(f"study.seed={seed}",))
+    folder = context.cells_of("s0")
+    assert folder is not None
+    cells, types = read_frame(folder / "cells.parquet"), bench["types"].astype(str)
+    rows = cells["cell_id"].str.removeprefix("cell").astype(int).to_numpy()
     figures = {}
     for kind in LABELS:
-        scores = score(bench, found[f"cell_type_{kind}"])
+        labels = np.empty(len(rows), np.int64)
+        labels[rows] = np.searchsorted(types, cells[f"cell_type_{kind}"].astype(str).to_numpy())
+        scores = score(bench, labels)
         figures |= {f"{kind}_err": scores["err"], f"{kind}_cerr": scores["cerr"]}
-    soft = score(bench, None, found["proportions"])
-    figures |= {"pcc": soft["pcc"], "rmse": soft["rmse"], "used": float(all(v["used"] for v in _verdicts(output)))}
-    return {**figures, "cpu_seconds": summary["stages"]["identify"]["cpu_seconds"]}
+    soft = score(bench, None, read_array(folder / "proportions.zarr"))
+    figures |= {"pcc": soft["pcc"], "rmse": soft["rmse"], "used": float(_verdict(context)["used"])}
+    return {**figures, "cpu_seconds": _entry(context).cost["cpu_seconds"]}
 
 
-def _verdicts(output: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(path.read_text()) for path in (output / "ledger" / "identify").glob("[!.]*.json")]
-    return [verdict for entry in entries for verdict in entry["metrics"].get("morphology", {}).values()]
+def _entry(context: Context) -> Any:
+    (entry,) = context.ledger.entries("identify")
+    return entry
+
+
+def _verdict(context: Context) -> dict[str, Any]:
+    """Return whether the looks of nuclei were used in the one section, with the evidence."""
+    (verdict,) = _entry(context).metrics["morphology"].values()
+    return dict(verdict)
 
 
 def image(looks: str, seed: int) -> dict[str, Any]:
@@ -148,31 +191,29 @@ def image(looks: str, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         study = write_study(simulated, Path(scratch) / "study")
-        study.write_text(
-            study.read_text().partition("\n")[2]
-        )  # without its headline: `run_study` sets the seed by line
         for morphology in ("off", "auto"):
-            output = Path(scratch) / "out"
-            studies.run_study(study, output, settings=(f"identify.morphology={morphology}",), seed=seed)
-            result[morphology] = _matched(simulated, output)
-        result["evidence"] = _verdicts(output)[0]
+            setting = (f"identify.morphology={morphology}",)
+            context = typed_here(study, Path(scratch) / "out", settings=setting)
+            result[morphology] = _matched(simulated, context)
+        result["evidence"] = _verdict(context)
     print(looks, seed, json.dumps(result), flush=True)
     return result
 
 
-def _matched(simulated: Any, output: Path) -> dict[str, float]:
+def _matched(simulated: Any, context: Context) -> dict[str, float]:
     """Return the errors of the typed cells that are, mutually, the nearest of a planted nucleus within 4 µm."""
-    import anndata
     from scipy.spatial import cKDTree
 
     from spatialscope_dist.simulate.settings import TYPE_NAMES
 
-    obs = anndata.read_zarr(output / "sections" / "demo.zarr" / "tables" / "cells")
-    places = np.asarray(obs.obsm["spatial"])[:, ::-1]
+    folder = context.cells_of("demo")
+    assert folder is not None
+    cells = read_frame(folder / "cells.parquet")
+    places = cells[["y_um", "x_um"]].to_numpy(float)
     distance, planted = cKDTree(simulated.nuclei.centres_um).query(places)
     _, found = cKDTree(places).query(simulated.nuclei.centres_um)
     mine = np.flatnonzero((distance < 4.0) & (found[planted] == np.arange(len(places))))
-    true, spot = simulated.nuclei.types[planted[mine]], obs.obs["spot_id"].astype(str).to_numpy()[mine]
+    true, spot = simulated.nuclei.types[planted[mine]], cells["spot_id"].astype(str).to_numpy()[mine]
     figures: dict[str, float] = {"cells": len(places), "matched": len(mine)}
     spots, row = np.unique(spot, return_inverse=True)
     shape = len(spots), len(TYPE_NAMES)
@@ -181,7 +222,7 @@ def _matched(simulated: Any, output: Path) -> dict[str, float]:
     floor = 1 - ((tally**2).sum(axis=1) / tally.sum(axis=1)).sum() / tally.sum()
     figures["floor_err_true_composition_in_random_order"] = round(float(floor), 4)
     for kind in LABELS:
-        labels = np.searchsorted(TYPE_NAMES, obs.obs[f"cell_type_{kind}"].astype(str).to_numpy()[mine])
+        labels = np.searchsorted(TYPE_NAMES, cells[f"cell_type_{kind}"].astype(str).to_numpy()[mine])
         given = np.zeros(shape)
         np.add.at(given, (row, labels), 1)
         figures[f"{kind}_err"] = round(float((labels != true).mean()), 4)
@@ -193,13 +234,16 @@ def main(arguments: list[str]) -> None:
     """Measure the named parts, both when none is named."""
     parser = argparse.ArgumentParser("benchmarks.accuracy morphology")
     parser.add_argument("parts", nargs="*", default=["planted", "image"])
-    parts = parser.parse_args(arguments).parts
-    if "planted" in parts:
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    chosen = parser.parse_args(arguments)
+    seeds = {"seeds": chosen.seeds}
+    if "planted" in chosen.parts:
         overlaps = {"mean_bhattacharyya_coefficient_of_types": OVERLAPS, "measures": N_MEASURES}
-        result = {name: planted(name) for name in SEEDS}
-        studies.save_result(
-            "typing_morphology_planted", "accuracy morphology planted", {**overlaps, "benchmarks": result}
-        )
-    if "image" in parts:
-        cases = {looks: [image(looks, seed) for seed in (0, 1, 2)] for looks in ("size", "size and stain", "shuffled")}
-        studies.save_result("typing_morphology_image", "accuracy morphology image", {"spots": N_SPOTS, "looks": cases})
+        result = {name: planted(name, chosen.seeds) for name in NAMES}
+        about = {**overlaps, **seeds, "benchmarks": result}
+        studies.save_result("typing_morphology_planted", "accuracy morphology planted", about)
+    if "image" in chosen.parts:
+        kinds = ("size", "size and stain", "shuffled")
+        cases = {looks: [image(looks, seed) for seed in chosen.seeds] for looks in kinds}
+        about = {"spots": N_SPOTS, **seeds, "looks": cases}
+        studies.save_result("typing_morphology_image", "accuracy morphology image", about)

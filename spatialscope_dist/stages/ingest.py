@@ -15,7 +15,7 @@ from spatialscope_dist.readers.image_views import viewing_factors
 from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.readers.matrix import block_bytes
 from spatialscope_dist.readers.naming import genes_under
-from spatialscope_dist.readers.nuclei_table import read_nuclei_table
+from spatialscope_dist.readers.nuclei_table import MEASURES, read_nuclei_table
 from spatialscope_dist.readers.sections import counts_files, image_file, read_spots
 from spatialscope_dist.readers.table import SpotTable, Table
 from spatialscope_dist.readers.truth import read_truth
@@ -27,7 +27,7 @@ from spatialscope_dist.store.frames import write_frame
 from spatialscope_dist.study import SectionSpec
 
 NAME = "ingest"
-VERSION = 2
+VERSION = 3
 _PROCESS_BYTES = 460 << 20  # a Python worker with NumPy, pandas, h5py and zarr
 _DECODER_BYTES_PER_PX = 4  # Pillow keeps RGB in four bytes
 _BLOCKS_IN_FLIGHT = 4
@@ -198,6 +198,7 @@ def take_nuclei(section: SectionSpec, output: Path) -> dict[str, Any]:
         frame["z_um"] = cells["z"]
     if "cell_type" in cells:
         frame["cell_type"] = cells["cell_type"]
+    frame = frame.join(cells.filter(like=MEASURES))
     write_frame(output / "given_nuclei.parquet", frame)
     return {"n_nuclei": len(frame)}
 

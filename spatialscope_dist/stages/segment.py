@@ -23,7 +23,7 @@ from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, read_frame_parts, write_frame, write_frame_parts
 
 NAME = "segment"
-VERSION = 4
+VERSION = 5
 _NOT_CONTENT = {"tile", "warn_pixel_size_um", "max_pixel_size_um"}
 
 

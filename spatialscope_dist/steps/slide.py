@@ -14,6 +14,7 @@ from typing import Any
 
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.steps.slide_audit import audit_borders, edge_summary
+from spatialscope_dist.steps.slide_morphology import measure_morphology
 from spatialscope_dist.steps.slide_nuclei import paint_labels_of, settle_nuclei
 from spatialscope_dist.steps.slide_spec import Slide, Workers
 from spatialscope_dist.steps.slide_suppression import suppress_in_rounds
@@ -46,6 +47,7 @@ def segment_slide(slide: Slide, workers: Workers) -> dict[str, Any]:
     bounds = {name: done["bounds"] for name, done in predicted.items() if done["candidates"]}
     rounds, n_rounds = suppress_in_rounds(slide, workers, bounds, threshold=slide.thresholds(facts)[1])
     settled, bands = settle_nuclei(slide, workers, rounds, facts=facts)
+    measure_morphology(slide, workers, bands)
     painted = paint_labels_of(slide, workers, bands, grid=slide.grid(facts))
     audit = audit_borders(slide, workers, sorted(wanted), bands, stretch=(low, high))
     shutil.rmtree(slide.folder / "candidates", ignore_errors=True)

@@ -16,6 +16,7 @@ from spatialscope_dist.nuclei.polygons import Nuclei
 from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.steps.slide_nuclei import Band, load_traced
 from spatialscope_dist.steps.slide_spec import Slide, Workers, save_array
+from spatialscope_dist.store.arrays import load_npy
 from spatialscope_dist.store.frames import write_frame_parts
 
 SQUARE_PX = 2048
@@ -75,7 +76,7 @@ def write_morphology(slide: Slide, bands: list[Band]) -> dict[str, Any]:
     def frames() -> Iterator[pd.DataFrame]:
         yield _frame(np.empty((0, len(names)), np.float32), names, first=0)
         for band in bands:
-            yield _frame(np.load(_file(slide, band["band"])), names, first=band["first"])
+            yield _frame(load_npy(_file(slide, band["band"])), names, first=band["first"])
 
     write_frame_parts(slide.folder / "morphology.parquet", frames())
     return {"nuclei": sum(band["nuclei"] for band in bands)}

@@ -15,7 +15,7 @@ from spatialscope_dist.readers.nuclei_table import MEASURES
 from spatialscope_dist.steps.typing_fit import SectionTask, batches, load, save
 from spatialscope_dist.steps.typing_sweeps import SweepTask
 from spatialscope_dist.store.documents import read_json, write_bytes
-from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.frames import read_columns, read_frame
 
 if TYPE_CHECKING:
     from spatialscope_dist.celltypes.morphology import Sample
@@ -77,12 +77,12 @@ def _nucleus_measures(task: SectionTask) -> tuple[list[str], NDArray[np.float64]
 
 
 def _given_measures(task: SectionTask, given: Path) -> tuple[list[str], NDArray[np.float64]]:
-    from pyarrow import compute, parquet
+    from pyarrow import array, compute
 
-    table = parquet.read_table(given)
+    table = read_columns(given)
     names = [name for name in table.column_names if name.startswith(MEASURES)]
-    ids = parquet.read_table(task.work / "cells.parquet", columns=["cell_id"])["cell_id"]
-    rows = compute.index_in(ids.cast("string"), table["cell_id"].cast("string")).to_numpy().astype(np.int64)
+    ids = array(read_frame(task.work / "cells.parquet", columns=["cell_id"])["cell_id"], "string")
+    rows = compute.index_in(ids, table["cell_id"].cast("string")).to_numpy().astype(np.int64)
     values = [table[name].to_numpy()[rows] for name in names]
     return names, np.array(values, np.float64).reshape(len(names), len(rows)).T
 

@@ -182,6 +182,7 @@ def _cells_table(sources: SectionSources, path: Path) -> Any:
     obs["status"] = pd.Categorical(_status(sources, cells))
     if sources.segment is not None:
         obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
+        obs = obs.assign(**_measures(sources.segment, obs["nucleus_id"].to_numpy()))
     flat = cells["z_um"].nunique() <= 1
     places = cells[["x_um", "y_um"] if flat else ["x_um", "y_um", "z_um"]].to_numpy(float)
     del cells
@@ -196,6 +197,12 @@ def _cells_table(sources: SectionSources, path: Path) -> Any:
     if sources.segment is None:
         return _annotate(table, "cell_centres", "cell_id")
     return _annotate(table, "nucleus_polygons", "nucleus_id")
+
+
+def _measures(segment: Path, nuclei: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """Return the measures of some nuclei by their names in the published table."""
+    measured = read_frame(segment / "morphology.parquet").drop(columns="nucleus_id")
+    return {f"nucleus_{name}": measured[name].to_numpy()[nuclei - 1] for name in measured}
 
 
 def _status(sources: SectionSources, cells: pd.DataFrame) -> NDArray[np.object_]:
