@@ -109,7 +109,7 @@ def plan(context: Context, item: str) -> StagePlan:
     graph = n_cells * (300 + 8 * per_cell) + n_spots * 400
     swept = (n_cells * (60 + 2 * per_cell) + n_spots * (200 + 24 * multisets)) // n_blocks + n_cells * 150
     peak = _PROCESS_BYTES + max(batch + counted, prepared + counted, listed, graph, swept)
-    tasks = sum(2 * ceil(s.n_spots / options.batch_spots) + 3 for s in sections) + n_blocks + 2
+    tasks = sum(2 * ceil(s.n_spots / options.batch_spots) + 4 for s in sections) + n_blocks + 3
     disk = n_cells * (300 + per_cell) + n_spots * (100 + 20 * facts.n_types + 16 * multisets)
     return StagePlan(tasks=tasks, peak_bytes=int(peak), disk_bytes=int(disk))
 

@@ -49,7 +49,7 @@ def projected_tasks(shape: tuple[int, ...], pixel_size_um: float, options: Segme
     size = shape[1], shape[2]
     grid = WindowGrid(model_shape(size, model_scale(pixel_size_um, options.model_pixel_size_um)))
     bands = -(-shape[1] // band_rows(shape[2]))
-    return 3 * len(grid.tasks(options.tile)) + n_boxes(shape) + bands + 4
+    return 3 * len(grid.tasks(options.tile)) + n_boxes(shape) + 2 * bands + 5
 
 
 def n_boxes(shape: tuple[int, ...]) -> int:
