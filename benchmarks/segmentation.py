@@ -112,22 +112,27 @@ def _mean_scores(rows: dict[str, Any]) -> dict[str, Any]:
     return {**means, "pq_between": round(float(np.mean([row["pq_between"] for row in rows.values()])), 6)}
 
 
-def memory(sizes: Sequence[int], limit_s: float | None) -> None:
-    """Segment square slides of growing size with two workers of 3 GiB; a size measured before is kept."""
+def memory(sizes: Sequence[int], tissue_share: float, limit_s: float | None) -> None:
+    """Segment square slides of growing size with two workers of 3 GiB; what was measured before is kept."""
     path = HERE / "results" / "segmentation_memory.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["slides"] if path.exists() else {}
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["slides"] if path.exists() else []
     for size in sizes:
+        about = {"edge_px": size, "tissue_share": tissue_share}
         with tempfile.TemporaryDirectory() as folder:
-            rows[str(size)] = {"commit": commit(), **measure_slide(size, Path(folder), limit_s=limit_s)}
-        rows = dict(sorted(rows.items(), key=lambda row: int(row[0])))
-        print(size, json.dumps(rows[str(size)]))
+            measured = measure_slide(size, Path(folder), tissue_share=tissue_share, limit_s=limit_s)
+        rows = [row for row in rows if any(row[name] != value for name, value in about.items())]
+        rows.append({**about, "commit": commit(), **measured})
+        rows.sort(key=lambda row: (row["tissue_share"], row["edge_px"]))
+        print(json.dumps(about | measured), flush=True)
         save("memory", {"workers": 2, "memory_limit_per_worker": "3GiB", "slides": rows, **flatness(rows)})
 
 
-def measure_slide(size: int, folder: Path, *, limit_s: float | None = None) -> dict[str, Any]:
+def measure_slide(
+    size: int, folder: Path, *, tissue_share: float = 1.0, limit_s: float | None = None
+) -> dict[str, Any]:
     """Return memory, time and nuclei of `segment-image` on a synthetic slide of `size`² pixels."""
     image, nuclei = folder / "slide.tif", folder / "nuclei.parquet"
-    write_mosaic(image, read_fields(data_folder()), (size, size), jpeg=True)
+    write_mosaic(image, read_fields(data_folder()), (size, size), jpeg=True, tissue_share=tissue_share)
     options = ["--model", model_folder(), "--nuclei", nuclei, "--workers", "2", "--memory-limit", "3GiB"]
     seen = watch([COMMAND, "segment-image", image, folder / "labels.tif", *options], limit_s=limit_s)
     found = len(pd.read_parquet(nuclei, columns=["nucleus_id"])) if seen.finished else None
@@ -135,9 +140,9 @@ def measure_slide(size: int, folder: Path, *, limit_s: float | None = None) -> d
     return {"raw_gb": round(raw, 2), "tiff_gb": round(on_disk, 2), **seen.summary(), "nuclei": found}
 
 
-def flatness(rows: dict[str, Any]) -> dict[str, Any]:
+def flatness(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the largest over the smallest peak of finished slides, nothing when fewer than two finished."""
-    done = [row for row in rows.values() if row["finished"]]
+    done = [row for row in rows if row["finished"]]
     names = ("peak_rss_worker_mib", "peak_rss_driver_mib", "peak_rss_together_mib")
     peaks = {name: [row[name] for row in done] for name in names if len(done) > 1}
     return {f"{name}_ratio": round(max(values) / min(values), 3) for name, values in peaks.items()}
@@ -158,6 +163,7 @@ def main() -> None:
     same.add_argument("--workers", type=int, nargs="+", default=(1, 2, 4))
     large = commands.add_parser("memory")
     large.add_argument("--sizes", type=int, nargs="+", default=(10_000, 20_000, 40_000))
+    large.add_argument("--tissue-share", type=float, default=1.0)
     large.add_argument("--limit-s", type=float, default=None)
     chosen = parser.parse_args()
     if chosen.name == "quality":
@@ -168,7 +174,7 @@ def main() -> None:
     elif chosen.name == "invariance":
         invariance(tuple(chosen.shape), chosen.tiles, chosen.workers)
     else:
-        memory(chosen.sizes, chosen.limit_s)
+        memory(chosen.sizes, chosen.tissue_share, chosen.limit_s)
 
 
 if __name__ == "__main__":

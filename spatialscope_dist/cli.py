@@ -40,6 +40,7 @@ SchedulerOption = Annotated[
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", help="GPUs to use; default: all that are found")]
 
+_QUARANTINED = 4
 _INTERRUPTED = 130
 
 
@@ -188,16 +189,26 @@ def segment_image(
     model: Annotated[str, typer.Option(help="StarDist model folder or official name")],
     pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="default: from the image")] = None,
     tile: Annotated[int | None, typer.Option(help="edge of a task in model pixels; never changes the result")] = None,
+    channel: Annotated[int | None, typer.Option(help="the one channel to look at, counted from 0")] = None,
+    backend: Annotated[str | None, typer.Option(help="tensorflow or torch")] = None,
+    settings: Settings = None,
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
     nuclei: Annotated[Path | None, typer.Option(help="parquet of nuclei to write")] = None,
 ) -> None:
     """Write the label image of one image, no study needed."""
     from spatialscope_dist.segment_image import segment_one_image
+    from spatialscope_dist.study import stage_options
 
+    given = {"model": model, "tile": tile, "channel": channel, "backend": backend}
+    options = stage_options("segment", {name: it for name, it in given.items() if it is not None}, settings or ())
     cluster = _cluster(workers, memory_limit, None, None)
-    count = segment_one_image(image, out, cluster, model=model, pixel_size_um=pixel_size_um, tile=tile, nuclei=nuclei)
-    typer.echo(f"{count} nuclei → {out}", err=True)
+    found = segment_one_image(image, out, cluster, options=options, pixel_size_um=pixel_size_um, nuclei=nuclei)
+    typer.echo(f"{found.n_nuclei} nuclei → {out}", err=True)
+    for place, reason in found.damaged.items():
+        typer.echo(f"not looked at: {place}: {reason}", err=True)
+    if found.damaged:
+        raise typer.Exit(_QUARANTINED)
 
 
 def _stage_command(name: str) -> Callable[..., None]:

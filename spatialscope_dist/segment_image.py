@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.geometry.tiles import Box
-from spatialscope_dist.nuclei.checks import image_problems
-from spatialscope_dist.nuclei.window_models import model_files, model_framework, model_problems
+from spatialscope_dist.nuclei.checks import channel_problems, image_problems
+from spatialscope_dist.nuclei.window_models import model_channels, model_files, model_framework, model_problems
 from spatialscope_dist.options import SegmentOptions
 from spatialscope_dist.readers.image_views import viewing_factors, viewing_shape
 from spatialscope_dist.readers.images import LazyImage, open_image
@@ -27,17 +26,23 @@ from spatialscope_dist.steps.slide_spec import VIEW_PIXELS, Slide
 from spatialscope_dist.store.ledger import Units, content_key
 
 
+class ImageNuclei(NamedTuple):
+    """What was found in an image: how many nuclei, and the places that could not be looked at, with the reasons."""
+
+    n_nuclei: int
+    damaged: dict[str, str]
+
+
 def segment_one_image(
     image: Path,
     out: Path,
     cluster: ClusterSettings,
     *,
-    model: str,
+    options: SegmentOptions,
     pixel_size_um: float | None = None,
-    tile: int | None = None,
     nuclei: Path | None = None,
-) -> int:
-    """Return the number of nuclei found; writes the label image (tiff, uint32) and optionally their table.
+) -> ImageNuclei:
+    """Return what was found; writes the label image (tiff, uint32) and optionally the table of nuclei.
 
     Work in progress lies in a hidden folder beside `out`, is taken up again after an
     interruption, and is removed at the end.
@@ -49,11 +54,15 @@ def segment_one_image(
     """
     opened = open_image(image)
     size = pixel_size_um or opened.pixel_size_um
-    options = _options(model, tile)
     problems, _ = image_problems(str(image), size, options)
-    problems += model_problems(model, where="--model")
-    if not out.resolve().parent.is_dir():
-        problems.append(Problem(str(out), "no such folder", "an existing folder", "Create it first."))
+    problems += model_problems(options.model, where="--model")
+    channels = model_channels(options.model)
+    problems += channel_problems(str(image), opened.shape[0], channels, channel=options.channel)
+    problems += [
+        Problem(str(path), "no such folder", "an existing folder", "Create it first.")
+        for path in (out, nuclei)
+        if path is not None and not path.resolve().parent.is_dir()
+    ]
     if problems or size is None:
         raise BadInput(problems)
     work = out.resolve().parent / f".{out.name}.{_work_key(image, size, options)[:16]}"
@@ -64,8 +73,7 @@ def segment_one_image(
         def workers(function: Any, arguments: dict[str, dict[str, Any]]) -> dict[str, Any]:
             return pool.map(function, arguments, ledger_units=units, framework=framework)
 
-        slide = _slide(opened, size, options, work, workers)
-        found = segment_slide(slide, workers)
+        found = segment_slide(_slide(opened, size, options, work, workers), workers)
         labels = {"labels": str(work / "labels.zarr"), "out": str(out), "pixel_size_um": size}
         pool.map(export_labels, {"labels": labels}, framework=framework)
         if nuclei is not None:
@@ -74,15 +82,7 @@ def segment_one_image(
     finally:
         pool.close()
     shutil.rmtree(work)
-    return int(found["nuclei"])
-
-
-def _options(model: str, tile: int | None) -> SegmentOptions:
-    try:
-        return SegmentOptions(model=model, **({} if tile is None else {"tile": tile}))
-    except ValidationError as error:
-        expected = "; ".join(detail["msg"] for detail in error.errors())
-        raise BadInput(Problem("--tile", str(tile), expected, "Leave it out: it never changes the result.")) from error
+    return ImageNuclei(int(found["nuclei"]), found["damaged"])
 
 
 def _work_key(image: Path, pixel_size_um: float, options: SegmentOptions) -> str:

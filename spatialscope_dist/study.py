@@ -193,6 +193,28 @@ def load_study(path: Path | str, *, output: Path | None = None, settings: Iterab
     return study
 
 
+def stage_options(stage: str, given: Mapping[str, Any], settings: Iterable[str] = ()) -> Any:
+    """Return the options of one stage, without a study file: those given, overridden by `stage.option=value` settings.
+
+    Raises
+    ------
+    BadInput
+        With every bad value.
+    """
+    raw: dict[str, Any] = {stage: dict(given)}
+    for setting in settings:
+        _apply_setting(raw, setting)
+    problems = [
+        Problem("--set", f"{table}.…", f"an option of {stage}", f"Only [{stage}] is used here.")
+        for table in raw
+        if table != stage
+    ]
+    options = _model(StudyOptions.model_fields[stage].annotation, raw[stage], f"[{stage}]", problems)
+    if problems:
+        raise BadInput(problems)
+    return options
+
+
 def _find_file(path: Path) -> Path:
     file = path / "study.toml" if path.is_dir() else path
     if not file.is_file():

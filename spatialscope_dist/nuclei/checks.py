@@ -39,15 +39,18 @@ def image_problems(where: str, pixel_size_um: float | None, options: SegmentOpti
 
 
 def channel_problems(
-    where: str, image_channels: int, model_channels: int, *, channel: int | None = None
+    where: str, image_channels: int, model_channels: int | None, *, channel: int | None = None
 ) -> list[Problem]:
-    """Return what is wrong with giving an image of so many channels, or one of them, to the model."""
+    """Return what is wrong with giving an image of so many channels, or one of them, to the model.
+
+    A model whose channels are not known, None, takes any.
+    """
     if channel is not None:
         if channel < image_channels:
             return []
         found = f"{image_channels} channels"
         return [Problem(where, found, f"a channel {channel}, counted from 0", "Correct [segment] channel.")]
-    if image_channels == model_channels or (image_channels, model_channels) == (1, 3):
+    if model_channels in (None, image_channels) or (image_channels, model_channels) == (1, 3):
         return []
     remedy = (
         "Give an image or a [segment] model that match (2D_versatile_he: RGB, 2D_versatile_fluo: one channel), "

@@ -7,7 +7,8 @@ stronger candidates that may overlap it are decided; a block therefore decides w
 on undecided candidates of its neighbours, and rounds over the blocks end when none is undecided.
 The strongest undecided candidate of all can always be decided, so every round makes progress, and
 since nothing is ever decided on a guess the result is the one of a single greedy pass, whatever
-the blocks.
+the blocks. Nearly all candidates are decided by bounds of their overlap (`certainty`), the few that
+are left by StarDist's own function.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spatialscope_dist.nuclei.candidates import Candidates, canonical_order, concatenate
+from spatialscope_dist.nuclei.candidates import Candidates, canonical_order, polygon_bounds
+from spatialscope_dist.nuclei.certainty import DROPPED, KEPT, UNDECIDED, decide_certain, is_practical, rows_of
 
 MAX_PER_CALL = 100_000
-UNDECIDED, KEPT, DROPPED = 0, 1, 2
 CELL_PX, MAX_CELLS = 4, 2048
 
 Distances = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -85,7 +86,7 @@ def decide_block(
     max_per_call : int
         See `suppress`.
     """
-    state = standing.state.copy()
+    state = _beyond_doubt(standing, own, distances_of, threshold=threshold)
     examine = partial(_kept, standing, distances_of=distances_of, threshold=threshold, max_per_call=max_per_call)
     while ((state == UNDECIDED) & own).any():
         cells, shape = _raster(standing.bounds, (state == UNDECIDED) & own)
@@ -101,6 +102,18 @@ def decide_block(
         if len(overlapped) == 0:
             break
     return state[own]
+
+
+def _beyond_doubt(
+    standing: Standing, own: NDArray[np.bool_], distances_of: Distances, *, threshold: float
+) -> NDArray[np.uint8]:
+    state = standing.state.copy()
+    if not is_practical(standing.bounds):
+        return state
+    order = canonical_order(standing.points, standing.probability)
+    rows = rows_of(standing.points[order], distances_of(order))
+    state[order] = decide_certain(rows, standing.bounds[order], state[order], own[order], threshold=threshold)
+    return state
 
 
 def _overlapped(
@@ -261,10 +274,13 @@ def suppress(
     max_per_call : int
         Candidates examined together: bounds memory and time of a call, never changes the result.
     """
-    everything = Standing(points, probability, np.zeros((len(points), 4), np.int32), np.zeros(len(points), np.uint8))
-    rows = np.arange(len(points))
-    kept = _kept(everything, rows, distances_of, threshold=threshold, max_per_call=max_per_call)
-    return concatenate([Candidates(points[kept], distances_of(kept), probability[kept])])
+    candidates = Candidates(points, distances_of(np.arange(len(points))), probability)
+    undecided = np.zeros(len(points), np.uint8)
+    everything = Standing(points, probability, polygon_bounds(candidates), undecided)
+    own = np.ones(len(points), np.bool_)
+    state = decide_block(everything, own, distances_of, threshold=threshold, max_per_call=max_per_call)
+    kept = candidates.take(state == KEPT)
+    return kept.take(canonical_order(kept.points, kept.probability))
 
 
 def _survivors(ordered: Candidates, threshold: float) -> NDArray[np.bool_]:

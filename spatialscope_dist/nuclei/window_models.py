@@ -234,6 +234,13 @@ def model_facts(model: str) -> ModelFacts:
     return read_model_facts(resolve_model(model))
 
 
+def model_channels(model: str) -> int | None:
+    """Return how many channels a model takes, None when it is not on this machine or cannot be read."""
+    if model in OFFICIAL:
+        return 3 if model.endswith("_he") else 1
+    return None if model_problems(model) else model_facts(model).n_channels
+
+
 def _plugged_in(model: str) -> WindowModel:
     entry = _entry(model)
     if entry is None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.nuclei.checks import channel_problems
+from spatialscope_dist.nuclei.window_models import model_channels
 from spatialscope_dist.panel import same_but_for_case
 from spatialscope_dist.readers.findings import Findings, some
 from spatialscope_dist.readers.naming import Naming, choose_naming, genes_under
@@ -126,6 +128,10 @@ def _check_places(study: Study, section: SectionSpec, spots: SpotTable, findings
         check_spacing(section, spots, pixel_size_um, findings)
     if image is not None:
         check_resolution(section, spots, pixel_size_um, study.options.segment, findings)
+        if section.nuclei is None and section.platform != "merfish":
+            segment, channels = study.options.segment, image.shape[0]
+            takes = model_channels(segment.model)
+            findings.problems += channel_problems(str(image.path), channels, takes, channel=segment.channel)
         _compare_pixel_sizes(section, spots, image, findings)
 
 

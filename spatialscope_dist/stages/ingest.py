@@ -95,6 +95,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         ledger_units=context.ledger.units(NAME, item, output),
     )
     counts = done["counts"]
+    damaged = done["image"].pop("damaged") if "image" in done else {}
     about = {
         "name": section.name,
         "platform": section.platform,
@@ -103,7 +104,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         "image": done.get("image"),
     }
     write_json(output / "section.json", about)
-    return StageOutcome(done=len(units), total=len(units), metrics=counts)
+    return StageOutcome(done=len(units), total=len(units), failed=damaged, metrics=counts)
 
 
 def _units(section: SectionSpec, output: Path) -> dict[str, dict[str, Any]]:
@@ -171,21 +172,24 @@ def take_image(section: SectionSpec, output: Path) -> dict[str, Any]:
         kind, path = "zarr", output / "image.zarr"
         store_image(image, path)
         image = open_image(path)
-    write_view(image, output / "view.zarr", pixel_size_um=_scale(spots))
-    return {"path": str(path), "format": kind, "shape": list(image.shape), "dtype": image.dtype.name}
+    damage = write_view(image, output / "view.zarr", pixel_size_um=_scale(spots))
+    about = {"path": str(path), "format": kind, "shape": list(image.shape), "dtype": image.dtype.name}
+    return {**about, "damaged": damage}
 
 
-def write_view(image: LazyImage, path: Path, *, pixel_size_um: float) -> None:
-    """Write the viewing levels of an image: 2 µm per pixel or coarser, each level half of the one before."""
+def write_view(image: LazyImage, path: Path, *, pixel_size_um: float) -> dict[str, str]:
+    """Return the reasons of damaged places; writes the viewing levels, 2 µm per pixel and coarser by halves."""
     import zarr
 
     factors = viewing_factors((image.shape[1], image.shape[2]), pixel_size_um=pixel_size_um)
     group = zarr.open_group(str(path), mode="w")
     group.attrs["scale"] = factors[0]
     group.attrs["scales"] = list(factors)
+    damage: dict[str, str] = {}
     for number, factor in enumerate(factors):
         source, reduced = (image, factor) if number == 0 else (open_image(path / str(number - 1)), 2)
-        store_view(source, path / str(number), factor=reduced)
+        damage |= store_view(source, path / str(number), factor=reduced)
+    return damage
 
 
 def take_nuclei(section: SectionSpec, output: Path) -> dict[str, Any]:

@@ -92,12 +92,14 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         return context.pool.map(function, arguments, ledger_units=units, framework=framework, gpu=framework == "torch")
 
     metrics = segment_slide(slide, workers)
+    damaged = metrics.pop("damaged")
     spot = {"diameter_um": section["spot_diameter_um"], "cap": options.max_cells_per_spot}
     where = {"nuclei": str(output / "nuclei.parquet"), "spots": str(ingest / "spots.parquet"), "output": str(output)}
     metrics |= workers(count_cells, {"assign": {**where, **spot}})["assign"]
+    metrics["windows_damaged"] = len(damaged)
     write_json(output / "summary.json", {**metrics, "model": options.model})
     n_tasks = metrics["tasks"] + 1
-    return StageOutcome(done=n_tasks, total=n_tasks, metrics=metrics)
+    return StageOutcome(done=n_tasks, total=n_tasks, failed=damaged, metrics=metrics)
 
 
 def _slide(context: Context, item: str, *, ingest: Path, section: dict[str, Any], output: Path) -> Slide:

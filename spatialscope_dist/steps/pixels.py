@@ -9,6 +9,7 @@ import numpy as np
 from spatialscope_dist.geometry.tiles import Box, shard_boxes
 from spatialscope_dist.readers.image_views import viewing_block, viewing_shape
 from spatialscope_dist.readers.images import LazyImage, decoded_blocks
+from spatialscope_dist.steps.damaged import MendedImage, place_name
 from spatialscope_dist.store.arrays import create_array, write_region
 
 CHUNK, IMAGE_SHARD, VIEW_SHARD = 256, 2048, 1024
@@ -35,16 +36,15 @@ def store_image(image: LazyImage, path: Path) -> None:
         write_region(path, (slice(0, channels), *box.slices), pixels)
 
 
-def store_view(image: LazyImage, path: Path, *, factor: int) -> None:
-    """Write the image reduced by area mean, (c, y, x) uint8, `factor` pixels of it to one of the view.
+def store_view(image: LazyImage, path: Path, *, factor: int) -> dict[str, str]:
+    """Return the reasons of damaged places; writes the image reduced by area mean, (c, y, x) uint8.
 
-    Raises
-    ------
-    BadInput
-        When the file is damaged.
+    `factor` pixels of the image make one of the view; damaged places are black.
     """
+    damage: dict[str, str] = {}
     for box in create_view(image, path, factor=factor):
-        store_view_block(image, path, factor=factor, box=box)
+        damage |= store_view_block(image, path, factor=factor, box=box)
+    return damage
 
 
 def create_view(image: LazyImage, path: Path, *, factor: int) -> list[Box]:
@@ -61,12 +61,8 @@ def create_view(image: LazyImage, path: Path, *, factor: int) -> list[Box]:
     return list(shard_boxes(shape, VIEW_SHARD))
 
 
-def store_view_block(image: LazyImage, path: Path, *, factor: int, box: Box) -> None:
-    """Write one box of a view.
-
-    Raises
-    ------
-    BadInput
-        When the file is damaged.
-    """
-    write_region(path, (slice(0, image.shape[0]), *box.slices), viewing_block(image, factor, box))
+def store_view_block(image: LazyImage, path: Path, *, factor: int, box: Box) -> dict[str, str]:
+    """Return the reasons of damaged places; writes one box of a view."""
+    mended = MendedImage(image)
+    write_region(path, (slice(0, image.shape[0]), *box.slices), viewing_block(mended, factor, box))
+    return {place_name(place): reason for place, reason in mended.damage.items()}

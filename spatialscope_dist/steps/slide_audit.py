@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialscope_dist.errors import BadInput
 from spatialscope_dist.geometry.tiles import Box, Window
 from spatialscope_dist.nuclei.border_audit import EdgeCounts, count_matches, shifted_window, straight_edge_score
 from spatialscope_dist.nuclei.suppression import suppress
@@ -65,7 +66,10 @@ def compare_shifted(slide: Slide, index: int, bands: list[Band], stretch: tuple[
     window = shifted_window(look.grid[index], look.grid)
     if window is None:
         return {"moved": 0, "nuclei": 0, "shifted": 0, "matches": 0}
-    found = look.candidates(Window(index, window.box, window.box))
+    try:
+        found = look.candidates(Window(index, window.box, window.box))
+    except BadInput:  # damaged there, which was told when the windows were predicted
+        return {"moved": 0, "nuclei": 0, "shifted": 0, "matches": 0}
     threshold = slide.thresholds(look.facts)[1]
     kept = suppress(found.points, found.probability, lambda rows: found.distances[rows], threshold=threshold)
     shifted = kept.points[_inside(kept.points, window.core)]

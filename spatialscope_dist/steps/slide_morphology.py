@@ -14,6 +14,7 @@ from spatialscope_dist.geometry.tiles import Box
 from spatialscope_dist.nuclei.morphology import measure_names, measure_nuclei
 from spatialscope_dist.nuclei.polygons import Nuclei
 from spatialscope_dist.readers.images import LazyImage, open_image
+from spatialscope_dist.steps.damaged import MendedImage
 from spatialscope_dist.steps.slide_nuclei import Band, load_traced
 from spatialscope_dist.steps.slide_spec import Slide, Workers, save_array
 from spatialscope_dist.store.arrays import load_npy
@@ -41,7 +42,7 @@ def measure_morphology(slide: Slide, workers: Workers, bands: list[Band]) -> Non
 
 def measure_band(slide: Slide, band: int) -> dict[str, Any]:
     """Write the measures of the nuclei of one band, square by square (worker)."""
-    nuclei, image = load_traced(slide, f"band{band:05d}"), open_image(Path(slide.image))
+    nuclei, image = load_traced(slide, f"band{band:05d}"), MendedImage(open_image(Path(slide.image)))
     measures = np.full((len(nuclei), len(measure_names(slide.n_channels))), np.nan, np.float32)
     squares, square = np.unique(np.floor(nuclei.centroids / SQUARE_PX), axis=0, return_inverse=True)
     for number in range(len(squares)):

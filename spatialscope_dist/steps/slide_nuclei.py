@@ -66,8 +66,8 @@ def settle_nuclei(
         first = bands[-1]["first"] + bands[-1]["nuclei"] if bands else 0
         bands.append({"band": arguments["band"], "first": first, **sorted_bands[unit]})
     written = workers(write_nuclei, {"write": {"slide": slide, "bands": bands, "n_rays": facts.n_rays}})["write"]
-    counts = {name: sum(done[name] for done in traced.values()) for name in ("nuclei", "crossing", "beyond_halo")}
-    return {**counts, **written}, bands
+    totals = ("nuclei", "crossing", "nuclei_beyond_halo")
+    return {**{total: sum(done[total] for done in traced.values()) for total in totals}, **written}, bands
 
 
 def trace_block(slide: Slide, name: str, last: int, grid: WindowGrid) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def trace_block(slide: Slide, name: str, last: int, grid: WindowGrid) -> dict[st
     return {
         "nuclei": len(found),
         "crossing": int(crosses_cores(polygon_bounds(kept), grid).sum()),
-        "beyond_halo": int((kept.distances > grid.halo).any(axis=1).sum()),
+        "nuclei_beyond_halo": int((kept.distances > grid.halo).any(axis=1).sum()),
         "bands": dict(zip(map(str, numbers.tolist()), counts.tolist(), strict=True)),
     }
 

@@ -13,15 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.nuclei.candidates import Candidates
-from spatialscope_dist.nuclei.suppression import (
-    DROPPED,
-    KEPT,
-    UNDECIDED,
-    Standing,
-    decide_block,
-    meets,
-    union_bounds,
-)
+from spatialscope_dist.nuclei.certainty import DROPPED, KEPT, UNDECIDED
+from spatialscope_dist.nuclei.suppression import Standing, decide_block, meets, union_bounds
 from spatialscope_dist.steps.slide_spec import Slide, Workers, save_array
 from spatialscope_dist.store.arrays import load_npy
 

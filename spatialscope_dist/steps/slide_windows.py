@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spatialscope_dist.errors import BadInput
+from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.geometry.tiles import Box, Window, shard_boxes
 from spatialscope_dist.nuclei.candidates import (
     Candidates,
@@ -18,7 +19,7 @@ from spatialscope_dist.nuclei.candidates import (
     polygon_bounds,
 )
 from spatialscope_dist.nuclei.checks import channel_problems
-from spatialscope_dist.nuclei.normalise import histogram_percentiles, intensity_histogram, normalise
+from spatialscope_dist.nuclei.normalise import BINS, histogram_percentiles, intensity_histogram, normalise
 from spatialscope_dist.nuclei.resample import WindowSource
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.nuclei.suppression import union_bounds
@@ -26,6 +27,7 @@ from spatialscope_dist.nuclei.tissue import tissue_mask, windows_with_tissue
 from spatialscope_dist.nuclei.window_models import load_model, model_facts
 from spatialscope_dist.readers.image_levels import level_for
 from spatialscope_dist.readers.images import LazyImage, open_image
+from spatialscope_dist.steps.damaged import place_name, readable_parts
 from spatialscope_dist.steps.slide_spec import Slide, Workers, mask_at, save_array
 from spatialscope_dist.steps.slide_suppression import PARTS
 from spatialscope_dist.store.arrays import read_array
@@ -68,24 +70,35 @@ def at_level(slide: Slide) -> Slide:
 
 
 def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
-    """Return the two intensities that become 0 and 1, exact over the whole image or its tissue."""
+    """Return the two intensities that become 0 and 1, exact over the whole image or its tissue.
+
+    Raises
+    ------
+    BadInput
+        When no pixel of it can be read.
+    """
     boxes = shard_boxes(slide.read_shape, HISTOGRAM_BOX)
     units = {f"histogram_{number:05d}": {"slide": slide, "box": box} for number, box in enumerate(boxes)}
     units = {name: {**arguments, "name": name} for name, arguments in units.items()}
     workers(count_intensities, units)
     total = sum(np.load(slide.folder / "histograms" / f"{name}.npy") for name in units)
+    if not np.any(total):
+        remedy = "Copy or export the image again, or normalise over the image."
+        raise BadInput(Problem(slide.image, "no pixel to take percentiles of", "readable pixels, with tissue", remedy))
     low, high = histogram_percentiles(np.asarray(total), slide.options.percentiles)
     return low, high
 
 
 def count_intensities(slide: Slide, name: str, box: Box) -> dict[str, Any]:
     """Write the intensity histogram of one box of the image (worker)."""
-    block = slide.read(open_image(Path(slide.image)), Box(*box))
+    image = open_image(Path(slide.image))
     mask = slide.folder / "tissue.npy"
-    where = None
-    if slide.options.normalise_over == "tissue" and mask.exists():
-        where = mask_at(np.load(mask), Box(*box), slide.view_factor / slide.level_factor)
-    histogram = intensity_histogram(block, where=where)
+    tissue = np.load(mask) if slide.options.normalise_over == "tissue" and mask.exists() else None
+    histogram = np.zeros(BINS[image.dtype.name], np.int64)
+    for part, pixels in readable_parts(partial(slide.read, image), Box(*box)):
+        if not isinstance(pixels, str):
+            where = None if tissue is None else mask_at(tissue, part, slide.view_factor / slide.level_factor)
+            histogram += intensity_histogram(pixels, where=where)
     save_array(slide.folder / "histograms" / f"{name}.npy", histogram)
     return {"pixels": int(histogram.sum())}
 
@@ -94,19 +107,20 @@ def predict_windows(slide: Slide, name: str, windows: list[int], low: float, hig
     """Write the candidates of the windows' cores (worker).
 
     A core with an object that reaches past what its window saw is looked at again in pieces, each
-    with a wider halo; which cores those are depends on the image only, not on the task.
+    with a wider halo; which cores those are depends on the image only, not on the task. A window
+    whose pixels cannot be read proposes nothing, and its core is told with the reason.
     """
     look = Look(slide, low, high)
-    parts, beyond = [], []
+    parts, beyond, damaged = [], list[int](), dict[str, str]()
     for index in windows:
         window = look.grid[index]
-        found = look.candidates(window)
-        if look.beyond_sight(found, window):
-            pieces = look.grid.pieces(window, WIDER * look.facts.halo)
-            closer = [look.candidates(piece) for piece in pieces]
-            beyond.append(sum(map(look.beyond_sight, closer, pieces)))
-            found = concatenate(closer)
+        try:
+            found, past = look.thorough_candidates(window)
+        except BadInput as error:
+            damaged[place_name(Box(*(round(edge / slide.scale) for edge in window.core)))] = str(error)
+            continue
         parts.append(found)
+        beyond += past
     found = concatenate(parts, n_rays=look.facts.n_rays)
     bounds = polygon_bounds(found)
     for part in PARTS:
@@ -118,6 +132,7 @@ def predict_windows(slide: Slide, name: str, windows: list[int], low: float, hig
         "bounds": union_bounds(bounds).tolist() if len(found) else None,
         "windows_widened": len(beyond),
         "candidates_beyond_wide_halo": sum(beyond),
+        "damaged": damaged,
     }
 
 
@@ -131,6 +146,21 @@ class Look:
         self._image: LazyImage = open_image(Path(slide.image))
         self._slide, self._low, self._high = slide, low, high
         self._threshold = slide.thresholds(self.facts)[0]
+
+    def thorough_candidates(self, window: Window) -> tuple[Candidates, list[int]]:
+        """Return the candidates of the core; if it was looked at twice, how many reached past the second look too.
+
+        Raises
+        ------
+        BadInput
+            When the image is damaged there.
+        """
+        found = self.candidates(window)
+        if not self.beyond_sight(found, window):
+            return found, []
+        pieces = self.grid.pieces(window, WIDER * self.facts.halo)
+        closer = [self.candidates(piece) for piece in pieces]
+        return concatenate(closer), [sum(map(self.beyond_sight, closer, pieces))]
 
     def candidates(self, window: Window) -> Candidates:
         """Return the candidates of the window's core."""

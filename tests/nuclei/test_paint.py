@@ -39,6 +39,21 @@ def test_paint_labels__equals_stardist() -> None:
     np.testing.assert_array_equal(WHOLE, expected)
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 999), whole=st.booleans())
+def test_paint_labels__equals_one_polygon_after_the_other(seed: int, whole: bool) -> None:
+    rng = np.random.default_rng(seed)
+    polygons = POLYGONS[rng.integers(0, 60, 4)] + rng.uniform(-9, 9, (4, 1, 2)).astype(np.float32)
+    polygons = np.round(polygons) if whole else polygons
+    expected = np.zeros((120, 110), np.uint32)
+    for number in (3, 2, 1, 0):
+        rows, columns = polygon_pixels(polygons[number])
+        inside = (rows >= 0) & (rows < 120) & (columns >= 0) & (columns < 110)
+        expected[rows[inside], columns[inside]] = number + 1
+    painted = paint_labels(polygons, np.arange(1, 5), rank=np.arange(4), box=Box(0, 120, 0, 110))
+    np.testing.assert_array_equal(painted, expected)
+
+
 @pytest.mark.parametrize("shift", [1, 2048, 100_000])
 def test_polygon_pixels__move_with_the_polygon(shift: int) -> None:
     polygon = np.round(POLYGONS[0] * 64) / 64

@@ -10,10 +10,9 @@ from shapely.geometry import Polygon
 from stardist.nms import non_maximum_suppression_inds
 
 from spatialscope_dist.nuclei.candidates import Candidates, canonical_order, polygon_bounds
+from spatialscope_dist.nuclei.certainty import KEPT, UNDECIDED
 from spatialscope_dist.nuclei.polygons import outline
 from spatialscope_dist.nuclei.suppression import (
-    KEPT,
-    UNDECIDED,
     Standing,
     decide_block,
     meets,
@@ -121,9 +120,11 @@ def test_decide_block__rounds_over_any_blocks_equal_one_pass(seed: int, size: in
 
 
 def _global(candidates: Candidates) -> Candidates:
-    return suppress(
-        candidates.points, candidates.probability, lambda rows: candidates.distances[rows], threshold=THRESHOLD
+    ordered = candidates.take(canonical_order(candidates.points, candidates.probability))
+    kept = non_maximum_suppression_inds(
+        ordered.distances, ordered.points, ordered.probability, thresh=THRESHOLD, verbose=0
     )
+    return ordered.take(kept)
 
 
 def test_decide_block__an_object_larger_than_its_block_and_random_owners() -> None:

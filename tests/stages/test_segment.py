@@ -217,17 +217,17 @@ def test_segment_one_image__equals_the_stage_with_two_workers(study: SimulatedSt
     segment_slide(slide, _in_process)
     Image.fromarray(study.image.transpose(1, 2, 0)).save(tmp_path / "image.png")
     # called 0.25 µm per pixel, the model's nominal size, so that nothing is rescaled
-    count = segment_one_image(
+    count, damaged = segment_one_image(
         tmp_path / "image.png",
         tmp_path / "labels.tif",
         ClusterSettings(workers=2, memory_limit_bytes=4 << 30),
-        model="demo",
+        options=SegmentOptions(model="demo", tile=1024),
         pixel_size_um=0.25,
-        tile=1024,
         nuclei=tmp_path / "nuclei.parquet",
     )
     labels = tifffile.imread(tmp_path / "labels.tif")
     assert count == labels.max() > 100
+    assert damaged == {}
     np.testing.assert_array_equal(labels, read_array(slide.folder / "labels.zarr"))
     columns = ["nucleus_id", "y_px", "x_px", "probability"]
     one, other = pd.read_parquet(tmp_path / "nuclei.parquet"), pd.read_parquet(slide.folder / "nuclei.parquet")
@@ -237,13 +237,17 @@ def test_segment_one_image__equals_the_stage_with_two_workers(study: SimulatedSt
 
 def test_segment_one_image__refuses_before_starting_workers(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "image.png")
-    settings = ClusterSettings(workers=1, memory_limit_bytes=4 << 30)
-    with pytest.raises(BadInput, match="too coarse"):
-        segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo", pixel_size_um=17.0)
-    with pytest.raises(BadInput, match="--pixel-size-um"):
-        segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo")
-    with pytest.raises(BadInput, match="greater than or equal to 512"):
-        segment_one_image(tmp_path / "image.png", tmp_path / "o.tif", settings, model="demo", tile=3)
-    with pytest.raises(BadInput, match="no such folder"):
-        segment_one_image(tmp_path / "image.png", tmp_path / "a" / "o.tif", settings, model="demo", pixel_size_um=0.5)
+    demo, fluorescence = SegmentOptions(model="demo"), SegmentOptions(model="2D_versatile_fluo")
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("too coarse", {"pixel_size_um": 17.0}),
+        ("--pixel-size-um", {}),
+        ("no such folder", {"out": tmp_path / "a" / "o.tif", "pixel_size_um": 0.5}),
+        ("no such folder", {"nuclei": tmp_path / "a" / "n.parquet", "pixel_size_um": 0.5}),
+        ("3 channels; expected 1", {"options": fluorescence, "pixel_size_um": 0.5}),
+        ("a channel 3", {"options": demo.model_copy(update={"channel": 3}), "pixel_size_um": 0.5}),
+    ]
+    for message, given in cases:
+        arguments: dict[str, Any] = {"out": tmp_path / "o.tif", "options": demo, **given}
+        with pytest.raises(BadInput, match=message):
+            segment_one_image(tmp_path / "image.png", cluster=ClusterSettings(1, 4 << 30), **arguments)
     assert not (tmp_path / "o.tif").exists()
