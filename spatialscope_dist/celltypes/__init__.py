@@ -11,6 +11,7 @@ and the labels k of neighbouring cells are tied by a Potts prior,
 
 In reading order: `signatures` (μ, gene lists) → `platform_effect` (γ) → `likelihood` (Q tables) →
 `weights` (RCTD's w, α) → `overdispersion` (σ) → `cell_counts` (M without an image) →
-`multisets` (candidates and cached likelihoods) → `potts` (exact-block ICM) → `marginals` (Gibbs) →
+`multisets` (candidates and cached likelihoods) → `morphology` (looks of the types' nuclei, where
+`morphology_evidence` finds them telling) → `potts` (exact-block ICM) → `marginals` (Gibbs) →
 `labelling` (the three outputs). Every function takes and returns in-memory arrays.
 """

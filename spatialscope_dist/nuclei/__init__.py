@@ -8,5 +8,6 @@ overlaps a kept, more probable one: |A ∩ B| / min(|A|, |B|) > threshold.
 normalise (global percentiles) → resample (to the model's µm/px) → window_models (fixed windows;
 StarDist by stardist_model or torch_model, watershed, or a plug-in: window → labels or polygons)
 → candidates (one owner) → suppression (one order, rounds over blocks) → polygons (canonical ids)
-→ assign (centroid in spot) and paint (label image). Nothing depends on how the image is divided.
+→ assign (centroid in spot), paint (label image) and morphology (shape, stain, texture). Nothing
+depends on how the image is divided.
 """
