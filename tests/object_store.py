@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 _PROGRAM = """
-import json, sys
+import sys
 from logging import ERROR, getLogger
-from moto.core import set_initial_no_auth_action_count
 from moto.server import ThreadedMotoServer
 getLogger("werkzeug").setLevel(ERROR)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -49,14 +48,24 @@ class ObjectStore:
 
 
 @contextmanager
-def served(cache: Path) -> Iterator[ObjectStore]:
-    """Yield a server with one bucket; files that are fetched are kept in `cache`."""
+def served(cache: Path, *, checks_credentials: bool = False) -> Iterator[ObjectStore]:
+    """Yield a server with one bucket; files that are fetched are kept in `cache`.
+
+    A server that checks credentials lets the bucket be made and knows nobody after that.
+    """
     pytest.importorskip("moto.server", reason="moto's server is not installed")
     program = [sys.executable, "-c", _PROGRAM]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **({"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if checks_credentials else {})}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(program, env=environment, text=True, **pipes) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        keys = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "kept-out-of-files",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        keys |= {"AWS_DEFAULT_REGION": "us-east-1"}
         place = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "SPATIALSCOPE_CACHE": str(cache)}
         store = ObjectStore(address, {**os.environ, **keys, **place})
         store.files().mkdir(store.bucket)

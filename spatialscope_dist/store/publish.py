@@ -1,9 +1,7 @@
-"""Publishing: assembles `sections/NAME.zarr` from immutable stage outputs and switches it in last."""
+"""Publishing: assembles `sections/NAME.zarr` from immutable stage outputs and puts it in its place last."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialscope_dist.panel import positions_in
-from spatialscope_dist.store.arrays import open_array, read_array
+from spatialscope_dist.store.arrays import open_array, open_group, read_array
 from spatialscope_dist.store.counts import Counts, open_counts
-from spatialscope_dist.store.documents import read_json
+from spatialscope_dist.store.documents import read_json, remove_tree
 from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.switch import copy_tree, replacing_folder
 
 _ROWS_AT_ONCE = 1 << 15
 _CELL_UM = 8.0  # drawn size of a cell whose outline is not known
@@ -46,21 +45,19 @@ class SectionSources:
 def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
     """Write the SpatialData of a section and return its sizes.
 
-    The new store is complete before it takes the place of the old one. One element is in memory
-    at a time, tables are copied block by block, and pixels are linked, not copied, where the file
-    system allows it.
+    The new store is complete on this machine before it takes the place of the old one: SpatialData writes
+    to no object store. One element is in memory at a time, tables are copied block by block, and pixels are
+    linked, not copied, where the file system allows it.
     """
     import anndata
     import dask
     import spatialdata
     from zarr.errors import ZarrUserWarning
 
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.parent.mkdir(parents=True, exist_ok=True)
     here = dask.config.set(scheduler="synchronous")  # a worker's task must not wait for tasks of its own
     sizes: dict[str, int] = {}
-    with here, anndata.settings.override(auto_shard_zarr_v3=True), warnings.catch_warnings():
+    replacing = replacing_folder(target)
+    with replacing as fresh, here, anndata.settings.override(auto_shard_zarr_v3=True), warnings.catch_warnings():
         # Zarr remarks on consolidated metadata and on the parquet files SpatialData keeps inside its store,
         # SpatialData on tables whose shapes are on disk only.
         warnings.simplefilter("ignore", ZarrUserWarning)
@@ -75,7 +72,6 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
         if sources.segment is not None:
             _link_labels(sources.segment / "labels.zarr", fresh)
         store.write_consolidated_metadata()
-    switch_in(fresh, target)
     return {"spots": sizes["spots"], "cells": sizes.get("cells", 0)}
 
 
@@ -99,27 +95,6 @@ def _elements(sources: SectionSources) -> dict[str, Callable[[], Any]]:
     if (sources.ingest / "view.zarr").exists():
         made["he"] = lambda: _image(sources.ingest / "view.zarr", scale)
     return made
-
-
-def switch_in(fresh: Path, target: Path) -> None:
-    """Put a complete folder in the place of an old one; `finish_switch` mends a kill in between."""
-    ready, old = target.with_name(f".{target.name}.ready"), target.with_name(f".{target.name}.old")
-    shutil.rmtree(ready, ignore_errors=True)
-    fresh.rename(ready)
-    finish_switch(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def finish_switch(target: Path) -> None:
-    """Finish a switch that was cut short: after this the target is the old folder or the new, whole."""
-    ready, old = target.with_name(f".{target.name}.ready"), target.with_name(f".{target.name}.old")
-    if ready.exists():
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        ready.rename(target)
-    elif old.exists() and not target.exists():
-        old.rename(target)
 
 
 def _spots_table(sources: SectionSources) -> Any:
@@ -274,10 +249,9 @@ def _polygons(segment: Path, scale: float) -> Any:
 
 
 def _image(view: Path, scale: float) -> Any:
-    import zarr
     from spatialdata.models import Image2DModel
 
-    level = zarr.open_group(str(view), mode="r")
+    level = open_group(view)
     factor = float(level.attrs["scale"])  # type: ignore[arg-type]
     pixels = np.asarray(level["0"][...])  # type: ignore[index]
     halvings = [2] * max(0, int(np.log2(max(1, min(pixels.shape[1:]) / 256))))
@@ -301,21 +275,13 @@ def _link_labels(source: Path, store: Path) -> None:
     """Put the painted label array in the place of the empty one that carries its metadata."""
     element = store / "labels" / "nuclei"
     place = element / _first_level(element)
-    shutil.rmtree(place)
-    shutil.copytree(source, place, copy_function=_link)
+    remove_tree(place)
+    copy_tree(source, place)
 
 
 def _first_level(element: Path) -> str:
     attributes = read_json(element / "zarr.json")["attributes"]
     return str(attributes["ome"]["multiscales"][0]["datasets"][0]["path"])
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
 
 
 def _plain_notes(notes: dict[str, Any]) -> dict[str, Any]:
