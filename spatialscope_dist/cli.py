@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spatialscope_dist.errors import SpatialScopeError
+from spatialscope_dist.location import located, storage_errors
 from spatialscope_dist.stages import STAGES
 
 if TYPE_CHECKING:
@@ -27,9 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyPath = Annotated[Path, typer.Argument(help="study.toml or its folder")]
+StudyPath = Annotated[
+    Path, typer.Argument(help="study.toml or its folder, or their URL", parser=located, metavar="STUDY")
+]
 Output = Annotated[
-    Path | None, typer.Option("--output", help="folder for everything that is written; default: the study's own")
+    Path | None,
+    typer.Option(
+        "--output",
+        help="folder or URL for everything that is written; default: the study's own",
+        parser=located,
+        metavar="PATH",
+    ),
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, overrides the study file")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object per event on stdout")]
@@ -60,7 +68,10 @@ def main() -> None:
         if hasattr(error, "exit_code") and hasattr(error, "show"):
             error.show()
             sys.exit(error.exit_code)
-        raise
+        if not isinstance(error, storage_errors()):
+            raise
+        typer.echo(f"- storage: {error}. Check path or URL, credentials and network; run again to continue.", err=True)
+        code = SpatialScopeError.exit_code
     if code == _INTERRUPTED:
         typer.echo("Interrupted. What was committed is kept; run the same command again to continue.", err=True)
     sys.exit(code)
@@ -184,7 +195,9 @@ def demo(
 
 @app.command("segment-image")
 def segment_image(
-    image: Annotated[Path, typer.Argument(help="tiff, ome-tiff, svs, jpg, png or zarr")],
+    image: Annotated[
+        Path, typer.Argument(help="tiff, ome-tiff, svs, jpg, png or zarr", parser=located, metavar="IMAGE")
+    ],
     out: Annotated[Path, typer.Argument(help="label image to write, tiff")],
     model: Annotated[str, typer.Option(help="StarDist model folder or official name")],
     pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="default: from the image")] = None,
@@ -269,4 +282,4 @@ def _run(study: Study, cluster: ClusterSettings, *, first: str | None, until: st
 
 
 def _text(path: Path | None) -> str | None:
-    return None if path is None else os.fspath(path)
+    return None if path is None else str(path)

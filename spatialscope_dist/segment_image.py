@@ -14,6 +14,7 @@ from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.geometry.tiles import Box
+from spatialscope_dist.location import located
 from spatialscope_dist.nuclei.checks import channel_problems, image_problems
 from spatialscope_dist.nuclei.window_models import model_channels, model_files, model_framework, model_problems
 from spatialscope_dist.options import SegmentOptions
@@ -119,17 +120,17 @@ def _slide(image: LazyImage, pixel_size_um: float, options: SegmentOptions, work
 
 def decode_image(image: str, target: str) -> dict[str, Any]:
     """Write an image that cannot be read by region to Zarr, once (worker)."""
-    opened = open_image(Path(image))
+    opened = open_image(located(image))
     store_image(opened, Path(target))
     return {"shape": list(opened.shape)}
 
 
 def prepare_view(image: str, target: str, factor: int) -> dict[str, Any]:
     """Return the boxes of the coarse view the tissue is found in, made ready to be written (worker)."""
-    return {"boxes": create_view(open_image(Path(image)), Path(target), factor=factor)}
+    return {"boxes": create_view(open_image(located(image)), Path(target), factor=factor)}
 
 
 def view_block(image: str, target: str, factor: int, box: Box) -> dict[str, Any]:
     """Write one box of the coarse view (worker)."""
-    store_view_block(open_image(Path(image)), Path(target), factor=factor, box=Box(*box))
+    store_view_block(open_image(located(image)), Path(target), factor=factor, box=Box(*box))
     return {"box": box}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import Location, located, within
 from spatialscope_dist.options import (
     DecomposeOptions,
     DifferentialOptions,
@@ -72,17 +73,17 @@ class SectionSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=_NAME)
-    counts: Path | None = None
-    spaceranger: Path | None = None
+    counts: Location | None = None
+    spaceranger: Location | None = None
     platform: Literal["visium", "slideseq", "merfish"] = "visium"
-    image: Path | None = None
+    image: Location | None = None
     pixel_size_um: float | None = Field(None, gt=0)
     spot_diameter_um: float | None = Field(None, gt=0)
-    nuclei: Path | None = None
+    nuclei: Location | None = None
     z_um: float | None = None
     transform: tuple[tuple[float, float, float], ...] = _IDENTITY
     align: Literal["given", "paste"] = "given"
-    truth: Path | None = None
+    truth: Location | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> SectionSpec:
@@ -101,7 +102,7 @@ class SectionSpec(BaseModel):
 class ReferenceSpec(ReferenceOptions):
     """The [reference] table."""
 
-    path: Path
+    path: Location
     cell_type: str = "cell_type"
     platform: Literal["same", "different", "auto"] = "auto"
     genes: str = "auto"
@@ -126,8 +127,8 @@ class Study(BaseModel):
     """A study: its file, its output folder, sections, reference and options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    file: Path
-    output: Path
+    file: Location
+    output: Location
     head: StudyHead
     sections: tuple[SectionSpec, ...]
     reference: ReferenceSpec
@@ -164,7 +165,7 @@ class Study(BaseModel):
         return next(stack for stack, names in self.stacks().items() if section in names)
 
 
-def load_study(path: Path | str, *, output: Path | None = None, settings: Iterable[str] = ()) -> Study:
+def load_study(path: Path | str, *, output: Path | str | None = None, settings: Iterable[str] = ()) -> Study:
     """Return the study described by a study.toml file or its folder.
 
     Parameters
@@ -172,7 +173,7 @@ def load_study(path: Path | str, *, output: Path | None = None, settings: Iterab
     path
         `study.toml`, or the folder that holds it.
     output
-        Folder for everything that is written; the study's own folder when None.
+        Folder or URL for everything that is written; the study's own folder when None.
     settings
         `stage.option=value` strings that override the file.
 
@@ -181,13 +182,13 @@ def load_study(path: Path | str, *, output: Path | None = None, settings: Iterab
     BadInput
         With every problem of the file: unknown keys, bad values, missing tables.
     """
-    file = _find_file(Path(path))
+    file = _find_file(located(path))
     raw = _parse(file)
     for setting in settings:
         _apply_setting(raw, setting)
     problems: list[Problem] = []
     raw = _expand(raw, file, problems)
-    study = _validate(raw, file, (output or file.parent).absolute(), problems)
+    study = _validate(raw, file, located(output or file.parent).absolute(), problems)
     if problems or study is None:
         raise BadInput(problems)
     return study
@@ -337,7 +338,7 @@ def _problem(model: Any, detail: Any, where: str) -> Problem:
 
 
 def _absolute(path: Path | None, folder: Path) -> Path | None:
-    return None if path is None else (folder / path.expanduser())
+    return None if path is None else within(folder, path)
 
 
 def _resolve_section(section: SectionSpec, folder: Path) -> SectionSpec:
@@ -346,16 +347,16 @@ def _resolve_section(section: SectionSpec, folder: Path) -> SectionSpec:
 
 
 def _resolve_reference(reference: ReferenceSpec, folder: Path) -> ReferenceSpec:
-    genes = reference.genes if reference.genes in {"auto", "all"} else str(folder / reference.genes)
-    return reference.model_copy(update={"path": folder / reference.path.expanduser(), "genes": genes})
+    genes = reference.genes if reference.genes in {"auto", "all"} else str(within(folder, located(reference.genes)))
+    return reference.model_copy(update={"path": within(folder, reference.path), "genes": genes})
 
 
 def _resolve_options(options: StudyOptions, folder: Path) -> StudyOptions:
     pairs = options.interact.pairs
-    model = Path(options.segment.model).expanduser()
+    model = located(options.segment.model)
     update: dict[str, Any] = {}
     if pairs is not None:
-        update["interact"] = options.interact.model_copy(update={"pairs": str(folder / pairs)})
-    if model.is_absolute() or len(model.parts) > 1 or (folder / model).is_dir():
-        update["segment"] = options.segment.model_copy(update={"model": str(folder / model)})
+        update["interact"] = options.interact.model_copy(update={"pairs": str(within(folder, located(pairs)))})
+    if len(model.parts) > 1 or within(folder, model).is_dir():
+        update["segment"] = options.segment.model_copy(update={"model": str(within(folder, model))})
     return options.model_copy(update=update)

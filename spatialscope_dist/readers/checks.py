@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.location import content_mark, located
 from spatialscope_dist.nuclei.checks import channel_problems
 from spatialscope_dist.nuclei.window_models import model_channels
 from spatialscope_dist.panel import same_but_for_case
@@ -65,11 +66,11 @@ def study_naming(study: Study) -> Naming:
         When a file cannot be read.
     """
     files = [study.reference.path, *(path for section in study.sections for path in counts_files(section))]
-    return _naming(study, tuple((str(path), path.stat().st_mtime_ns) for path in files if path.exists()))
+    return _naming(study, tuple(content_mark(path) for path in files if path.exists()))
 
 
 @lru_cache(maxsize=2)
-def _naming(study: Study, stamps: tuple[tuple[str, int], ...]) -> Naming:
+def _naming(study: Study, stamps: tuple[str, ...]) -> Naming:
     sections = {section.name: read_spots(section).namings for section in study.sections}
     return choose_naming(read_reference(study.reference).namings, sections)
 
@@ -151,10 +152,10 @@ def _check_genes(study: Study, reference: ReferenceTable, spots: dict[str, SpotT
     usable = [gene for gene in known if imputed or gene in measured]
     if study.reference.genes not in {"auto", "all"}:
         with findings.collecting():
-            _check_gene_file(Path(study.reference.genes), usable, findings)
+            _check_gene_file(located(study.reference.genes), usable, findings)
     if study.options.interact.pairs is not None:
         with findings.collecting():
-            _check_pairs(Path(study.options.interact.pairs), usable, findings)
+            _check_pairs(located(study.options.interact.pairs), usable, findings)
 
 
 def read_gene_file(path: Path) -> list[str]:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.errors import BadInput, Problem, StoreError
 from spatialscope_dist.geometry.tiles import Box, shard_boxes
-from spatialscope_dist.location import local_copy, located, opened_in_parts
+from spatialscope_dist.location import is_remote, local_copy, located, opened_in_parts, storage_errors
 from spatialscope_dist.readers.image_levels import Level, is_reduction, level_factor
 from spatialscope_dist.readers.pixel_sizes import aperio_um, ngff_um, ome_um, tiff_um
 
@@ -134,10 +134,12 @@ def _opener(path: Path) -> type[LazyImage]:
 def _refusing_damage(path: Path) -> Iterator[None]:
     import tifffile
 
-    damage = (OSError, EOFError, SyntaxError, RuntimeError, ValueError, LookupError, struct.error, zlib.error)
+    damage = (EOFError, SyntaxError, RuntimeError, ValueError, LookupError, struct.error, zlib.error)
     try:
         yield
-    except (*damage, tifffile.TiffFileError) as error:
+    except storage_errors(*damage, tifffile.TiffFileError) as error:
+        if is_remote(path) and isinstance(error, storage_errors()):  # the way there failed, which is no damage
+            raise StoreError(f"{path}: cannot be read ({error}). Mend the access or the file, then run again.") from error
         found = f"a damaged or unreadable image ({error})"
         remedy = "Copy or export the image again; `spatialscope check` tells whether it is whole."
         raise BadInput(Problem(str(path), found, "a whole image file", remedy)) from error

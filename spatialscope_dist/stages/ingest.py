@@ -21,6 +21,7 @@ from spatialscope_dist.readers.table import SpotTable, Table
 from spatialscope_dist.readers.truth import read_truth
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.steps.pixels import IMAGE_SHARD, store_image, store_view
+from spatialscope_dist.store.arrays import open_group
 from spatialscope_dist.store.counts import CountsWriter
 from spatialscope_dist.store.documents import write_json
 from spatialscope_dist.store.frames import write_frame
@@ -179,10 +180,8 @@ def take_image(section: SectionSpec, output: Path) -> dict[str, Any]:
 
 def write_view(image: LazyImage, path: Path, *, pixel_size_um: float) -> dict[str, str]:
     """Return the reasons of damaged places; writes the viewing levels, 2 µm per pixel and coarser by halves."""
-    import zarr
-
     factors = viewing_factors((image.shape[1], image.shape[2]), pixel_size_um=pixel_size_um)
-    group = zarr.open_group(str(path), mode="w")
+    group = open_group(path, mode="w")
     group.attrs["scale"] = factors[0]
     group.attrs["scales"] = list(factors)
     damage: dict[str, str] = {}

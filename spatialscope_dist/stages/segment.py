@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput
+from spatialscope_dist.location import located, within
 from spatialscope_dist.nuclei.assign import assign_to_spots, default_cap, keep_most_probable
 from spatialscope_dist.nuclei.checks import image_problems
 from spatialscope_dist.nuclei.window_models import model_files, model_framework, model_problems
@@ -19,6 +20,7 @@ from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
 from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_costs import projected_disk_bytes, projected_peak_bytes, projected_tasks
 from spatialscope_dist.steps.slide_spec import VIEW_PIXELS, Slide
+from spatialscope_dist.store.arrays import open_group
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, read_frame_parts, write_frame, write_frame_parts
 
@@ -106,7 +108,7 @@ def _slide(context: Context, item: str, *, ingest: Path, section: dict[str, Any]
     image = section["image"]
     view, factor = _view(ingest / "view.zarr")
     return Slide(
-        image=str(ingest / image["path"]),
+        image=str(within(ingest, located(image["path"]))),
         shape=tuple(image["shape"]),
         pixel_size_um=section["pixel_size_um"],
         view=view,
@@ -117,9 +119,7 @@ def _slide(context: Context, item: str, *, ingest: Path, section: dict[str, Any]
 
 
 def _view(levels: Path) -> tuple[str | None, float]:
-    import zarr
-
-    group: Any = zarr.open_group(str(levels), mode="r")
+    group: Any = open_group(levels)
     for number, factor in enumerate(group.attrs["scales"]):
         if math.prod(group[str(number)].shape[1:]) <= VIEW_PIXELS:
             return str(levels / str(number)), float(factor)
@@ -132,7 +132,7 @@ def count_cells(nuclei: str, spots: str, output: str, diameter_um: float, cap: i
     `nuclei.parquet` gains spot_id (null outside spots) and is_cell (inside a spot and within the
     cap); `spots.parquet` has n_nuclei and n_cells for every spot, in ingest's order.
     """
-    found, places = read_frame(Path(nuclei), columns=["y_um", "x_um", "probability"]), read_frame(Path(spots))
+    found, places = read_frame(located(nuclei), columns=["y_um", "x_um", "probability"]), read_frame(located(spots))
     rows = assign_to_spots(
         found[["y_um", "x_um"]].to_numpy(), places[["y_um", "x_um"]].to_numpy(), radius_um=diameter_um / 2
     )
@@ -141,9 +141,9 @@ def count_cells(nuclei: str, spots: str, output: str, diameter_um: float, cap: i
     n_nuclei = np.bincount(rows[rows >= 0], minlength=len(places))
     n_cells = np.bincount(rows[is_cell], minlength=len(places))
     counts = pd.DataFrame({"spot_id": places["spot_id"], "n_nuclei": n_nuclei, "n_cells": n_cells})
-    assigned = _assigned(Path(nuclei), places["spot_id"], rows, is_cell)
-    write_frame_parts(Path(output) / "nuclei.parquet", assigned)
-    write_frame(Path(output) / "spots.parquet", counts)
+    assigned = _assigned(located(nuclei), places["spot_id"], rows, is_cell)
+    write_frame_parts(located(output) / "nuclei.parquet", assigned)
+    write_frame(located(output) / "spots.parquet", counts)
     return {
         "nuclei_in_spots": int((rows >= 0).sum()),
         "cells": int(n_cells.sum()),

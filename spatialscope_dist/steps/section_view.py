@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialscope_dist.location import located, within
 from spatialscope_dist.randomness import generator
 from spatialscope_dist.readers.images import open_image
 from spatialscope_dist.report.views import CropView, ImageView, MarkerView, SectionView, UncertaintyView
@@ -186,7 +187,7 @@ def _crop(
     left = int(np.clip(centre[1] - side / 2, 0, max(width - side, 0)))
     bottom, right = min(int(top + side), height), min(int(left + side), width)
     inside = _within(found, (top, bottom, left, right))
-    pixels = open_image(folders.ingest / about["image"]["path"]).read(top, bottom, left, right)
+    pixels = open_image(within(folders.ingest, located(about["image"]["path"]))).read(top, bottom, left, right)
     return CropView(
         ImageView(_rgb(pixels), (top * size, left * size), size),
         _outlines(folders.segment / "polygons.zarr", inside, size),

@@ -7,7 +7,6 @@ whole, and returns little.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from spatialscope_dist.steps.slide_nuclei import paint_labels_of, settle_nuclei
 from spatialscope_dist.steps.slide_spec import Slide, Workers
 from spatialscope_dist.steps.slide_suppression import suppress_in_rounds
 from spatialscope_dist.steps.slide_windows import predict_windows, prepare, slide_percentiles
+from spatialscope_dist.store.documents import remove_tree
 
 _TOTALS = ("candidates", "windows_widened", "candidates_beyond_wide_halo")
 
@@ -50,7 +50,7 @@ def segment_slide(slide: Slide, workers: Workers) -> dict[str, Any]:
     measure_morphology(slide, workers, bands)
     painted = paint_labels_of(slide, workers, bands, grid=grid)
     audit = audit_borders(slide, workers, wanted, bands, stretch=(low, high))
-    shutil.rmtree(slide.folder / "candidates", ignore_errors=True)
+    remove_tree(slide.folder / "candidates")
     audit |= {**edge_summary(painted), "nuclei_crossing_cores": settled.pop("crossing")}
     return {
         **settled,

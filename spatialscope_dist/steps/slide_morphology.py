@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialscope_dist.geometry.tiles import Box
+from spatialscope_dist.location import located
 from spatialscope_dist.nuclei.morphology import measure_names, measure_nuclei
 from spatialscope_dist.nuclei.polygons import Nuclei
 from spatialscope_dist.readers.images import LazyImage, open_image
@@ -42,7 +43,7 @@ def measure_morphology(slide: Slide, workers: Workers, bands: list[Band]) -> Non
 
 def measure_band(slide: Slide, band: int) -> dict[str, Any]:
     """Write the measures of the nuclei of one band, square by square (worker)."""
-    nuclei, image = load_traced(slide, f"band{band:05d}"), MendedImage(open_image(Path(slide.image)))
+    nuclei, image = load_traced(slide, f"band{band:05d}"), MendedImage(open_image(located(slide.image)))
     measures = np.full((len(nuclei), len(measure_names(slide.n_channels))), np.nan, np.float32)
     squares, square = np.unique(np.floor(nuclei.centroids / SQUARE_PX), axis=0, return_inverse=True)
     for number in range(len(squares)):

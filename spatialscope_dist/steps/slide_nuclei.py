@@ -23,7 +23,7 @@ from spatialscope_dist.nuclei.polygons import Nuclei, in_canonical_order, join_n
 from spatialscope_dist.nuclei.stardist_model import ModelFacts
 from spatialscope_dist.steps.slide_spec import LABEL_CHUNK, LABEL_SHARD, Slide, Workers, save_array
 from spatialscope_dist.steps.slide_suppression import load_kept
-from spatialscope_dist.store.arrays import create_array, write_region
+from spatialscope_dist.store.arrays import create_array, load_npy, write_region
 from spatialscope_dist.store.frames import write_frame_parts
 
 BAND_PIXELS = 1 << 25
@@ -115,7 +115,7 @@ def _save(path: Path, found: Nuclei) -> None:
 def load_traced(slide: Slide, name: str) -> Nuclei:
     """Return the nuclei of a block or band, left on disk until used."""
     path, parts = slide.folder / "candidates", Nuclei.__dataclass_fields__
-    return Nuclei(*(np.load(path / f"{name}.traced_{part}.npy", mmap_mode="r") for part in parts))
+    return Nuclei(*(load_npy(path / f"{name}.traced_{part}.npy") for part in parts))
 
 
 def write_nuclei(slide: Slide, bands: list[Band], n_rays: int) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.geometry.tiles import Box, Window, shard_boxes
+from spatialscope_dist.location import located
 from spatialscope_dist.nuclei.candidates import (
     Candidates,
     beyond_sight,
@@ -30,7 +30,7 @@ from spatialscope_dist.readers.images import LazyImage, open_image
 from spatialscope_dist.steps.damaged import place_name, readable_parts
 from spatialscope_dist.steps.slide_spec import Slide, Workers, mask_at, save_array
 from spatialscope_dist.steps.slide_suppression import PARTS
-from spatialscope_dist.store.arrays import read_array
+from spatialscope_dist.store.arrays import load_npy, read_array
 
 HISTOGRAM_BOX = 4096
 WIDER = 3  # halos a piece of a core is given when an object reaches past one
@@ -53,7 +53,7 @@ def prepare(slide: Slide) -> dict[str, Any]:
     windows, share = list(range(len(grid))), 1.0
     bright = slide.shape[0] == 3 and slide.options.channel is None
     if slide.view is not None and slide.options.tissue_mask == "auto" and bright:
-        mask = tissue_mask(read_array(Path(slide.view)), pixel_size_um=slide.pixel_size_um * slide.view_factor)
+        mask = tissue_mask(read_array(located(slide.view)), pixel_size_um=slide.pixel_size_um * slide.view_factor)
         save_array(slide.folder / "tissue.npy", mask)
         windows = windows_with_tissue(grid, mask, view_pixels_per_model_pixel=1 / (slide.scale * slide.view_factor))
         share = float(mask.mean())
@@ -63,7 +63,7 @@ def prepare(slide: Slide) -> dict[str, Any]:
 
 def at_level(slide: Slide) -> Slide:
     """Return the slide with the level of the image to read: the coarsest that is fine enough for the model."""
-    image = open_image(Path(slide.image))
+    image = open_image(located(slide.image))
     number = level_for(image.levels, slide.pixel_size_um, slide.options.model_pixel_size_um)
     chosen = image.levels[number]
     return replace(slide, level=number, level_shape=chosen.shape, level_factor=chosen.factor)
@@ -81,7 +81,7 @@ def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
     units = {f"histogram_{number:05d}": {"slide": slide, "box": box} for number, box in enumerate(boxes)}
     units = {name: {**arguments, "name": name} for name, arguments in units.items()}
     workers(count_intensities, units)
-    total = sum(np.load(slide.folder / "histograms" / f"{name}.npy") for name in units)
+    total = sum(load_npy(slide.folder / "histograms" / f"{name}.npy") for name in units)
     if not np.any(total):
         remedy = "Copy or export the image again, or normalise over the image."
         raise BadInput(Problem(slide.image, "no pixel to take percentiles of", "readable pixels, with tissue", remedy))
@@ -91,9 +91,9 @@ def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
 
 def count_intensities(slide: Slide, name: str, box: Box) -> dict[str, Any]:
     """Write the intensity histogram of one box of the image (worker)."""
-    image = open_image(Path(slide.image))
+    image = open_image(located(slide.image))
     mask = slide.folder / "tissue.npy"
-    tissue = np.load(mask) if slide.options.normalise_over == "tissue" and mask.exists() else None
+    tissue = load_npy(mask) if slide.options.normalise_over == "tissue" and mask.exists() else None
     histogram = np.zeros(BINS[image.dtype.name], np.int64)
     for part, pixels in readable_parts(partial(slide.read, image), Box(*box)):
         if not isinstance(pixels, str):
@@ -143,7 +143,7 @@ class Look:
         self._model = load_model(slide.options.model, slide.options.backend)
         self.facts: ModelFacts = self._model.facts
         self.grid = slide.grid(self.facts)
-        self._image: LazyImage = open_image(Path(slide.image))
+        self._image: LazyImage = open_image(located(slide.image))
         self._slide, self._low, self._high = slide, low, high
         self._threshold = slide.thresholds(self.facts)[0]
 
