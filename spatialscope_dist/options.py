@@ -78,6 +78,11 @@ class IdentifyOptions(StageOptions):
         "authors' program does, or their sum as the paper writes it (10 times stronger)",
     )
     n_neighbors: int = Field(10, ge=1, description="mean degree of the radius graph of cells")
+    z_scale: float = Field(
+        1.0,
+        ge=0,
+        description="micrometre of depth counted as this many in the plane when neighbours are sought across sections",
+    )
     likelihood: Literal["heavy_tailed", "normal"] = Field(
         "heavy_tailed", description="density of ε in the Poisson-lognormal model"
     )
@@ -144,7 +149,7 @@ class TrainOptions(StageOptions):
     )
     width: int = Field(256, ge=16, description="hidden units")
     n_blocks: int = Field(2, ge=1, description="residual blocks")
-    max_steps: int = Field(1800, ge=1, description="optimiser steps of the count denoiser at most")
+    max_steps: int = Field(2000, ge=1, description="optimiser steps of a network at most")
     score_steps: int = Field(600, ge=1, description="optimiser steps of the score network at most")
     batch_cells: int = Field(256, ge=8, description="cells per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW; warmed up, then falling by a cosine")

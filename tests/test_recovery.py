@@ -101,7 +101,7 @@ def test_run__training_resumes_from_its_checkpoint(finished: Finished, tmp_path:
     command = small_study.command(finished.study, output, *until("train"), settings=settings)
     deadline = time.monotonic() + 300
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not list(output.glob("work/train/study/*/checkpoint.json")):
+        while not list(output.glob("work/train/study/*/checkpoint_counts.json")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -75,10 +75,15 @@ class Told(NamedTuple):
     """What the network is told of its rows besides the counts they show."""
 
     modulated: Modulation
-    hidden: Tensor  # (rows, width), of hidden genes and level
+    hidden: Tensor  # (rows, width), of hidden genes
     expected: Tensor  # (rows, 1), counts expected to be seen of a cell of size 1
     log_means: Tensor  # (rows, genes)
     log_shapes: Tensor  # (rows, genes)
+
+    def repeat(self, times: int) -> Told:
+        """Return the same for the rows several times over."""
+        modulated = [(scale.repeat(times, 1), shift.repeat(times, 1)) for scale, shift in self.modulated]
+        return Told(modulated, *(part.repeat(times, 1) for part in self[1:]))
 
 
 class Rates(NamedTuple):
@@ -122,8 +127,16 @@ def tell(
     doubt = dense(parameters, "label_errors", (label_errors * 20).log1p())  # (rows, width)
     told = functional.silu(dense(parameters, "noise", waves) + profile[types] + doubt)  # (rows, width)
     expected = level * (visible * tables.means[types]).sum(dim=1, keepdim=True)  # (rows, 1)
-    hidden = dense(parameters, "hidden_in", 1 - visible)  # (rows, width)
+    hidden = _hidden_genes(parameters, visible)
     return Told(modulation(parameters, told), hidden, expected, tables.log_means[types], tables.log_shapes[types])
+
+
+def _hidden_genes(parameters: Mapping[str, Tensor], visible: Tensor) -> Tensor:
+    """Return what the network is told of hidden genes, (rows, width): zero for rows that see all."""
+    rows = (visible < 1).any(dim=1).nonzero()[:, 0]
+    weight = parameters["hidden_in.weight"]
+    told = visible.new_zeros((len(visible), len(weight)))
+    return told.index_copy(0, rows, (1 - visible[rows]) @ weight.T) if len(rows) else told
 
 
 def predict(parameters: Mapping[str, Tensor], logs: Tensor, totals: Tensor, told: Told) -> Rates:

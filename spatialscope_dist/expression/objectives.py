@@ -104,7 +104,7 @@ class ScoreMatching:
     @property
     def max_steps(self) -> int:
         """Optimiser steps at most."""
-        return self.options.score_steps
+        return min(self.options.score_steps, self.options.max_steps)
 
     @property
     def shape(self) -> NetworkShape:

@@ -108,14 +108,15 @@ class _Batch:
         types = np.zeros(self.n_rows, np.int64)
         types[: len(self.spots.types)] = self.spots.types
         seen = (self.spots.exposure > 0).astype(np.float32)
-        return tell(
+        told = tell(
             self.parameters,
             type_tables(self.model.profiles, self.device),
-            types=torch.from_numpy(np.tile(types, n_chains)).to(self.device),
-            level=torch.full((n_chains * self.n_rows, 1), keep * self.scales.capture, device=self.device),
-            visible=torch.from_numpy(seen).to(self.device).expand(n_chains * self.n_rows, -1),
-            label_errors=torch.full((n_chains * self.n_rows, 1), self.options.label_errors, device=self.device),
+            types=torch.from_numpy(types).to(self.device),
+            level=torch.full((self.n_rows, 1), keep * self.scales.capture, device=self.device),
+            visible=torch.from_numpy(seen).to(self.device).expand(self.n_rows, -1),
+            label_errors=torch.full((self.n_rows, 1), self.options.label_errors, device=self.device),
         )
+        return told.repeat(n_chains)
 
     def expect(self, seen: Seen, told: Told) -> Rates:
         """Return expected expression of cells, (chains * cells, genes), given the counts seen."""

@@ -151,7 +151,7 @@ class _Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise StageFailed(_diverged(self.step, self.options, value))
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()), materialize_grads=True)
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.detach().reshape(1)])
         return _array(flat)
 
