@@ -139,7 +139,8 @@ def _refusing_damage(path: Path) -> Iterator[None]:
         yield
     except storage_errors(*damage, tifffile.TiffFileError) as error:
         if is_remote(path) and isinstance(error, storage_errors()):  # the way there failed, which is no damage
-            raise StoreError(f"{path}: cannot be read ({error}). Mend the access or the file, then run again.") from error
+            remedy = "Mend the access or the file, then run again."
+            raise StoreError(f"{path}: cannot be read ({error}). {remedy}") from error
         found = f"a damaged or unreadable image ({error})"
         remedy = "Copy or export the image again; `spatialscope check` tells whether it is whole."
         raise BadInput(Problem(str(path), found, "a whole image file", remedy)) from error

@@ -9,11 +9,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from spatialscope_dist.errors import StoreError
+from spatialscope_dist.location import storage_errors
 
 LEASE_S = 120.0
 
@@ -65,8 +66,9 @@ def lease(path: Path) -> Iterator[None]:
     finally:
         stop.set()
         renewing.join()
-        if _read(path).get("run") == own["run"]:
-            path.unlink(missing_ok=True)
+        with suppress(*storage_errors()):  # a store that is out of reach frees it when the lease ends
+            if _read(path).get("run") == own["run"]:
+                path.unlink(missing_ok=True)
 
 
 def _create(path: Path, own: dict[str, Any]) -> bool:
@@ -80,9 +82,10 @@ def _create(path: Path, own: dict[str, Any]) -> bool:
 
 def _renew(path: Path, own: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(LEASE_S / 4):
-        if _read(path).get("run") != own["run"]:
-            return
-        path.write_bytes(_stamped(own))
+        with suppress(*storage_errors()):  # the next turn may reach the store again
+            if _read(path).get("run") != own["run"]:
+                return
+            path.write_bytes(_stamped(own))
 
 
 def _stamped(own: dict[str, Any]) -> bytes:
