@@ -32,19 +32,27 @@ def located(name: str | Path) -> Path:
     BadInput
         When the URL carries credentials, or the package that knows its kind is not installed.
     """
-    if not isinstance(name, str) or "://" not in name:
-        return name if not isinstance(name, str) else Path(name)
-    from upath import UPath
-
-    scheme, _, rest = name.partition("://")
+    if not isinstance(name, str):
+        return name
+    scheme, separator, rest = name.partition("://")
+    if not separator or scheme == "file":
+        return Path(rest or name)
     if "@" in rest.partition("/")[0]:
         remedy = "Leave them out: every process takes them from its own environment."
         raise BadInput(Problem(f"{scheme}://…", "credentials in a URL", "a URL without them", remedy))
     try:
-        return cast(Path, UPath(name, use_listings_cache=False).resolve())
+        return _remote(scheme, name)
     except (ImportError, ValueError) as error:
         remedy = "Install the package that fsspec names, or correct the URL."
         raise BadInput(Problem(name, str(error), "a URL that fsspec can open", remedy)) from error
+
+
+def _remote(scheme: str, name: str) -> Path:
+    from fsspec import get_filesystem_class
+    from upath import UPath
+
+    get_filesystem_class(scheme)  # UPath would ask for it only when it is used
+    return cast(Path, UPath(name, use_listings_cache=False).resolve())
 
 
 def is_remote(path: Path) -> bool:
