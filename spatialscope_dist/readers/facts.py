@@ -30,7 +30,7 @@ def read_facts(study: Study) -> Facts:
     reference = (0, 0, 0)
     for section in study.sections:
         try:
-            sections[section.name] = _section_facts(section)
+            sections[section.name] = _section_facts(section, study.options.identify.n_cells_column)
         except storage_errors(KeyError) as error:
             source = section.counts or section.spaceranger
             problems.append(_unreadable(f"[[section]] {section.name}: {source}", error))
@@ -47,13 +47,9 @@ def _unreadable(where: str, error: Exception) -> Problem:
     return Problem(where, f"a file that cannot be read ({error})", "a whole file", "Copy or download it again.")
 
 
-def _section_facts(section: SectionSpec) -> SectionFacts:
+def _section_facts(section: SectionSpec, n_cells_column: str | None) -> SectionFacts:
     n_spots, n_genes, n_stored = _matrix_size(section)
-    area = (section.diameter_um / 55.0) ** 2
-    n_cells = n_spots if section.platform == "merfish" else round(n_spots * max(1.0, _CELLS_PER_SPOT * area))
-    if section.nuclei is not None:
-        with local_copy(section.nuclei).open(newline="") as handle:
-            n_cells = max(0, sum(1 for _ in csv.reader(handle)) - 1)
+    n_cells = _cells(section, n_spots, n_cells_column)
     if section.image is None:
         return SectionFacts(n_spots, n_genes, n_stored, n_cells)
     image = open_image(section.image)
@@ -66,6 +62,19 @@ def _section_facts(section: SectionSpec) -> SectionFacts:
         image_is_tiled=image.is_tiled,
         pixel_size_um=section.pixel_size_um or image.pixel_size_um,
     )
+
+
+def _cells(section: SectionSpec, n_spots: int, n_cells_column: str | None) -> int:
+    """Return the cells that are given, or a guess."""
+    if section.nuclei is not None:
+        with local_copy(section.nuclei).open(newline="") as handle:
+            return max(0, sum(1 for _ in csv.reader(handle)) - 1)
+    if n_cells_column is not None and section.image is None and section.counts is not None:
+        with h5py.File(local_copy(section.counts)) as file:
+            if isinstance(file["obs"].get(n_cells_column), h5py.Dataset):
+                return int(file["obs"][n_cells_column][:].sum())
+    area = (section.diameter_um / 55.0) ** 2
+    return n_spots if section.platform == "merfish" else round(n_spots * max(1.0, _CELLS_PER_SPOT * area))
 
 
 def _matrix_size(section: SectionSpec) -> tuple[int, int, int]:

@@ -32,6 +32,8 @@ _WORK = ".work"  # no section has a name like that
 _DROPPED = ".work-dropped.json"
 _CELLS_PER_BLOCK = 500_000
 _CELLS_IN_ONE_BLOCK = 1_000_000
+_SLOTS = 6  # candidate types of a spot: 3 to 6 in most sections
+_PART_BYTES = 120_000_000  # a part of the cells as a frame
 _PROCESS_BYTES = 560 << 20  # a Python worker with NumPy, SciPy, pandas, zarr, and Numba compiling kernels
 
 
@@ -101,16 +103,16 @@ def plan(context: Context, item: str) -> StagePlan:
     n_blocks = _n_blocks(options.n_blocks, n_cells)
     genes = min(min(s.n_genes for s in sections), facts.n_reference_genes)
     multisets = _multisets(n_cells, n_spots, options.max_multisets)
-    batch = min(options.batch_spots, n_spots) * (40 * genes + 16 * multisets)
-    prepared = 60_000_000 + 1000 * 80 * genes + 60 * facts.n_types * facts.n_reference_genes
+    slots, degree, types = _SLOTS, options.n_neighbors, facts.n_types
+    batch = min(options.batch_spots, n_spots) * (40 * genes + 16 * multisets) + 40 * n_spots
     counted = max(_block_of_counts(s) for s in sections)
-    listed = max(s.n_cells * 1200 + s.n_spots * (600 + 40 * facts.n_types) for s in sections)
-    per_cell = 24 * options.n_neighbors
-    graph = n_cells * (300 + 8 * per_cell) + n_spots * 400
-    swept = (n_cells * (60 + 2 * per_cell) + n_spots * (200 + 24 * multisets)) // n_blocks + n_cells * 150
-    peak = _PROCESS_BYTES + max(batch + counted, prepared + counted, listed, graph, swept)
+    prepared = 60_000_000 + 1000 * 80 * genes + 60 * types * facts.n_reference_genes + 250 * n_spots + counted
+    listed = max(s.n_cells * 250 + s.n_spots * (300 + 40 * types) for s in sections) + _PART_BYTES
+    graph = n_cells * (220 + 16 * degree + 12 * slots) + n_spots * 400
+    swept = (n_cells * (60 + 48 * degree) + n_spots * (200 + 24 * multisets)) // n_blocks + n_cells * (60 + 16 * slots)
+    peak = _PROCESS_BYTES + max(batch + counted, prepared, listed, graph, swept)
     tasks = sum(2 * ceil(s.n_spots / options.batch_spots) + 4 for s in sections) + n_blocks + 3
-    disk = n_cells * (300 + per_cell) + n_spots * (100 + 20 * facts.n_types + 16 * multisets)
+    disk = n_cells * (300 + 24 * degree) + n_spots * (100 + 20 * facts.n_types + 16 * multisets)
     return StagePlan(tasks=tasks, peak_bytes=int(peak), disk_bytes=int(disk))
 
 

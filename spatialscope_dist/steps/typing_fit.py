@@ -16,7 +16,7 @@ from spatialscope_dist.location import is_remote
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import write_bytes
-from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.frames import read_rows
 
 if TYPE_CHECKING:
     from spatialscope_dist.celltypes.platform_match import Platform
@@ -101,7 +101,7 @@ def _table(model: Arrays) -> Any:
 def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
     """Write the weights of spots low:high; return the spots that could not be fitted (worker)."""
     model = load(task.work / "model.npz")
-    spots = read_frame(task.ingest / "spots.parquet", columns=["spot_id", "total_counts"]).iloc[low:high]
+    spots = read_rows(task.ingest / "spots.parquet", low, high, columns=["spot_id", "total_counts"])
     totals = spots["total_counts"].to_numpy(np.int64)
     counts = open_counts(task.ingest / "counts.zarr").rows(low, high)[:, model["columns"]].toarray().astype(np.int64)
     used = model["used"][low:high]
@@ -118,6 +118,11 @@ def fit_batch(task: SectionTask, low: int, high: int) -> dict[str, Any]:
         "not_converged": int((~fit.converged).sum()),
         "no_telling_counts": int((used & ~fitted).sum()),
     }
+
+
+def known_weights(weights: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights, (spots, types), with the section's mean where a spot has none of its own."""
+    return np.where(np.isfinite(weights).all(axis=1, keepdims=True), weights, mean)
 
 
 def weights_fitter(options: IdentifyOptions) -> Callable[..., SpotWeights]:
@@ -146,9 +151,10 @@ def cache_batch(task: SectionTask, low: int, high: int, max_cells: int) -> dict[
         weights_field,
     )
 
-    model, spots = load(task.work / "model.npz"), load(task.work / "spots.npz")
+    model, spots = load(task.work / "model.npz"), load(task.work / "spots.npz", "n_cells", "exposure", "mean_weights")
     counts = open_counts(task.ingest / "counts.zarr").rows(low, high)[:, model["columns"]].toarray().astype(np.int64)
-    n_cells, weights = spots["n_cells"][low:high], spots["weights"][low:high]
+    n_cells = spots["n_cells"][low:high]
+    weights = known_weights(load(task.weights_file(low), "weights")["weights"], spots["mean_weights"])
     candidates = choose_candidates(weights, n_cells, max_cells=max_cells, max_multisets=task.options.max_multisets)
     known = spots["exposure"][low:high]
     mixture = MixtureModel(model["profiles"], model["rna_per_cell"], _table(model), temper=float(model["temper"]))

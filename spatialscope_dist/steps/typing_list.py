@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.randomness import spot_keys
-from spatialscope_dist.steps.typing_fit import SectionTask, batches, load, save
+from spatialscope_dist.steps.typing_fit import SectionTask, batches, known_weights, load, save
 from spatialscope_dist.steps.typing_model import rna_of_types
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_columns, read_frame, write_frame_parts
@@ -56,9 +56,10 @@ def list_cells(task: SectionTask, batch: int) -> dict[str, Any]:
     n_typed = _write_cells(task, found, spots["spot_id"].astype(str).to_numpy(object), n_cells)
     fitted = np.isfinite(weights).all(axis=1)
     mean = weights[fitted].mean(axis=0) if fitted.any() else np.full(weights.shape[1], 1.0 / weights.shape[1])
-    filled = np.where(fitted[:, None], weights, mean)
+    filled = known_weights(weights, mean)
     exposure = np.where(fitted, spots["total_counts"].to_numpy(float) * filled.sum(axis=1), 0.0)
-    save(task.work / "spots.npz", n_cells=n_cells, weights=filled, exposure=exposure, fitted=fitted, lost=lost)
+    about = {"weights": filled, "mean_weights": mean, "exposure": exposure, "fitted": fitted, "lost": lost}
+    save(task.work / "spots.npz", n_cells=n_cells, **about)
     return {
         "cells": len(found.spot),
         "cells_from": found.source,
