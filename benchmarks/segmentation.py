@@ -24,6 +24,7 @@ from PIL import Image
 
 from benchmarks.he_mosaic import PIXEL_SIZE_UM, read_fields, write_mosaic
 from benchmarks.segmentation_invariance import invariance
+from benchmarks.segmentation_rescaled import rescaled_crops
 from benchmarks.segmentation_setting import (
     COMMAND,
     HERE,
@@ -58,7 +59,9 @@ def quality(shape: tuple[int, int]) -> None:
         write_mosaic(image, read_fields(data_folder()), shape)
         mosaic = {"pixels": list(shape), **_compare(image, stardist, score)[2]}
     print("mosaic", json.dumps(mosaic))
-    save("quality", {"mean": _mean_scores(rows), "mosaic": mosaic, **result})
+    crops = rescaled_crops(stardist, score, _command_labels)
+    print("her2_B4", json.dumps(crops))
+    save("quality", {"mean": _mean_scores(rows), "mosaic": mosaic, "her2_B4_crops": crops, **result})
 
 
 def load_scorer() -> Callable[[Any, Any], dict[str, Any]]:
@@ -88,10 +91,10 @@ def _compare(image: Path, stardist: Any, score: Callable[[Any, Any], dict[str, A
     )
 
 
-def _command_labels(image: Path) -> Any:
+def _command_labels(image: Path, pixel_size_um: float = PIXEL_SIZE_UM) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "labels.tif"
-        where = ["--model", model_folder(), "--pixel-size-um", str(PIXEL_SIZE_UM), "--workers", "1"]
+        where = ["--model", model_folder(), "--pixel-size-um", str(pixel_size_um), "--workers", "1"]
         subprocess.run([COMMAND, "segment-image", image, out, *where], check=True)
         return tifffile.imread(out)
 
@@ -159,7 +162,7 @@ def main() -> None:
     timed.add_argument("--repeats", type=int, default=1)
     same = commands.add_parser("invariance")
     same.add_argument("--shape", type=int, nargs=2, default=(2500, 1856))
-    same.add_argument("--tiles", type=int, nargs="+", default=(512, 1024, 2048, 4096))
+    same.add_argument("--tiles", type=int, nargs="+", default=(512, 1024, 2048))
     same.add_argument("--workers", type=int, nargs="+", default=(1, 2, 4))
     large = commands.add_parser("memory")
     large.add_argument("--sizes", type=int, nargs="+", default=(10_000, 20_000, 40_000))

@@ -35,8 +35,9 @@ _DASK = {
     "distributed.admin.large-graph-warning-threshold": "100MB",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
-    # Samples of what runs are kept for every second of a run: memory that grows with time.
+    # Samples of what runs and of the machine are kept for every second of an hour: memory that grows with time.
     "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.log-length": 60,
     # A worker that is started anew on a busy machine takes longer than the 15 s after which it would be given up.
     "distributed.deploy.lost-worker-timeout": "15m",
 }

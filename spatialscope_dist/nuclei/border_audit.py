@@ -2,8 +2,8 @@
 
 Straight edges: how often a pixel pair that touches a nucleus is cut by an object's outline, on the
 lines where cores meet against the lines through the middle of cores. 1 means no more than
-elsewhere; outlines clipped at core borders would give much more. Shifted grid: nuclei found by a
-window moved by half a core against those of the slide.
+elsewhere; outlines clipped at core borders would give much more. Corners: nuclei found
+by a window around a corner where cores meet against those of the slide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.geometry.tiles import Box, Span, Window, WindowGrid
+from spatialscope_dist.geometry.tiles import Box, Span, Window, WindowGrid, padded_length
 
 SAME_PX = 2.0
 NEAR_LINE = (-1, 0, 1)
@@ -90,19 +90,25 @@ def crosses_cores(bounds: NDArray[np.integer], grid: WindowGrid) -> NDArray[np.b
     return crossing
 
 
-def shifted_window(window: Window, grid: WindowGrid) -> Window | None:
-    """Return the window moved by half a core, back from the image's border when needed; None when it cannot move."""
-    shift = (grid.window - 2 * grid.halo) // 2 // grid.align * grid.align
-    y0, y1, inner_y0, inner_y1 = _moved(window.box.y0, window.box.y1, shift, grid.padded_shape[0], grid.halo)
-    x0, x1, inner_x0, inner_x1 = _moved(window.box.x0, window.box.x1, shift, grid.padded_shape[1], grid.halo)
-    box = Box(y0, y1, x0, x1)
-    return None if box == window.box else Window(window.index, box, Box(inner_y0, inner_y1, inner_x0, inner_x1))
+def corner_window(window: Window, grid: WindowGrid) -> Window | None:
+    """Return a window of half the size around a corner of the core where cores meet; None when the image is one core.
+
+    Its own core is what lies a halo inside it, or at the border of the image.
+    """
+    size = max(grid.window // 2, 4 * grid.halo) // grid.align * grid.align
+    y0, y1, inner_y0, inner_y1 = _around(window.core.y0, window.core.y1, grid.shape[0], size, grid)
+    x0, x1, inner_x0, inner_x1 = _around(window.core.x0, window.core.x1, grid.shape[1], size, grid)
+    if (window.core.y0, window.core.x0) == (0, 0) and window.core.shape == grid.shape:
+        return None
+    return Window(window.index, Box(y0, y1, x0, x1), Box(inner_y0, inner_y1, inner_x0, inner_x1))
 
 
-def _moved(start: int, stop: int, shift: int, length: int, halo: int) -> tuple[int, int, int, int]:
-    by = shift if stop + shift <= length else -shift if start >= shift else 0
-    low, high = start + by, stop + by
-    return low, high, low + (halo if low > 0 else 0), high - (halo if high < length else 0)
+def _around(start: int, stop: int, length: int, size: int, grid: WindowGrid) -> tuple[int, int, int, int]:
+    padded = padded_length(length, grid.align)
+    border = stop if stop < length else start
+    low = min(max(0, (border - size // 2) // grid.align * grid.align), max(0, padded - size))
+    high = min(padded, low + size)
+    return low, high, low + (grid.halo if low > 0 else 0), high - (grid.halo if high < padded else 0)
 
 
 def count_matches(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:

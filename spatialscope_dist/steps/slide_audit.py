@@ -1,4 +1,4 @@
-"""The border audit of a slide: a few windows predicted again on a shifted grid, edges counted while painting."""
+"""The border audit of a slide: corners of cores predicted again from their middle, edges counted while painting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.geometry.tiles import Box, Window
-from spatialscope_dist.nuclei.border_audit import EdgeCounts, count_matches, shifted_window, straight_edge_score
+from spatialscope_dist.nuclei.border_audit import EdgeCounts, corner_window, count_matches, straight_edge_score
 from spatialscope_dist.nuclei.suppression import suppress
 from spatialscope_dist.steps.slide_nuclei import Band, load_traced
 from spatialscope_dist.steps.slide_spec import Slide, Workers
@@ -23,7 +23,7 @@ ONE_WINDOW_IN = 50
 def audit_borders(
     slide: Slide, workers: Workers, windows: Sequence[int], bands: list[Band], *, stretch: tuple[float, float]
 ) -> dict[str, Any]:
-    """Return how well nuclei agree with those of a grid shifted by half a core, on a sample of windows.
+    """Return how well nuclei agree with those of windows around corners where cores meet, on a sample of them.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def edge_summary(painted: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compare_shifted(slide: Slide, index: int, bands: list[Band], stretch: tuple[float, float]) -> dict[str, Any]:
     """Return how many nuclei a shifted window finds and how many of the slide's are the same (worker)."""
     look = Look(slide, *stretch)
-    window = shifted_window(look.grid[index], look.grid)
+    window = corner_window(look.grid[index], look.grid)
     if window is None:
         return {"moved": 0, "nuclei": 0, "shifted": 0, "matches": 0}
     try:

@@ -34,3 +34,17 @@ def test_keep_most_probable__per_spot_ties_in_order() -> None:
     spots = np.array([0, 0, 0, 1, -1, 0])
     probability = np.array([0.5, 0.9, 0.5, 0.1, 0.99, 0.4], np.float32)
     assert keep_most_probable(spots, probability, cap=2).tolist() == [True, True, False, True, False, False]
+
+
+@pytest.mark.parametrize("pitch", [10.0, 25.0])
+def test_assign_to_spots__square_layout_of_touching_spots(pitch: float) -> None:
+    rows, columns = np.mgrid[0:300, 0:300]
+    spots = pitch * np.stack([rows.ravel(), columns.ravel()], axis=1)
+    nuclei = np.random.default_rng(7).uniform(-pitch, 300 * pitch, (70_000, 2))  # more than are looked at at once
+    found = assign_to_spots(nuclei, spots, radius_um=pitch / 2)
+    place = np.floor(nuclei / pitch + 0.5)
+    inside = (((nuclei - place * pitch) ** 2).sum(axis=1) <= (pitch / 2) ** 2) & ((place >= 0) & (place < 300)).all(
+        axis=1
+    )
+    np.testing.assert_array_equal(found, np.where(inside, place[:, 0] * 300 + place[:, 1], -1))
+    assert 0.75 < inside.mean() < 0.8  # π/4 of the plane

@@ -9,10 +9,10 @@ from spatialscope_dist.geometry.tiles import Box, WindowGrid
 from spatialscope_dist.nuclei.border_audit import (
     Lines,
     core_lines,
+    corner_window,
     count_matches,
     crosses_cores,
     edge_counts,
-    shifted_window,
     straight_edge_score,
 )
 
@@ -59,16 +59,20 @@ def test_core_lines_and_crosses_cores__follow_the_grid() -> None:
     assert crosses_cores(bounds, grid).tolist() == [False, True, True]
 
 
-def test_shifted_window__moves_by_half_a_core_and_stays_inside() -> None:
-    grid = WindowGrid((300, 100), window=128, halo=32, align=16)
+def test_corner_window__holds_a_corner_where_cores_meet() -> None:
+    grid = WindowGrid((700, 300), window=256, halo=16, align=16)
     for window in grid:
-        moved = shifted_window(window, grid)
-        assert moved is not None
-        assert abs(moved.box.y0 - window.box.y0) == 32
-        assert moved.box.shape == window.box.shape
-        assert moved.box.y1 <= grid.padded_shape[0]
+        around = corner_window(window, grid)
+        assert around is not None
+        assert around.box.shape == (128, 128)
+        assert around.box.y0 % 16 == around.box.x0 % 16 == 0
+        edges = window.core.y1 if window.core.y1 < 700 else window.core.y0
+        assert around.core.y0 < edges < around.core.y1 or around.core.y0 <= edges - 1 < around.core.y1
+        assert around.core.y0 == around.box.y0 + (16 if around.box.y0 else 0)
+        assert around.box.y1 <= grid.padded_shape[0]
+        assert around.box.x1 <= grid.padded_shape[1]
     alone = WindowGrid((100, 100), window=128, halo=32, align=16)
-    assert shifted_window(alone[0], alone) is None
+    assert corner_window(alone[0], alone) is None
 
 
 def test_count_matches__nearest_both_ways() -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.segmentation import measure_slide
 
 SMALL_PX, LARGE_PX = 5_000, 10_000
+TISSUE_SHARE = 0.35
 
 
 @pytest.mark.slow
@@ -19,7 +20,7 @@ def test_segment_image__peak_memory_is_flat_from_5k_to_10k(data: Path, tmp_path:
     for size in (SMALL_PX, LARGE_PX):
         folder = tmp_path / str(size)
         folder.mkdir()
-        peaks.append(measure_slide(size, folder))
+        peaks.append(measure_slide(size, folder, tissue_share=TISSUE_SHARE))
     small, large = peaks
     assert large["nuclei"] > 3 * small["nuclei"]
     for process in ("worker", "driver"):

@@ -18,13 +18,15 @@ from scipy.spatial import cKDTree
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.errors import BadInput
 from spatialscope_dist.options import SegmentOptions
+from spatialscope_dist.readers.image_levels import level_for
 from spatialscope_dist.readers.image_views import viewing_blocks
-from spatialscope_dist.readers.images import open_image
+from spatialscope_dist.readers.images import OpenSlideImage, open_image
 from spatialscope_dist.segment_image import segment_one_image
 from spatialscope_dist.simulate import SimulatedStudy, SimulationSettings, simulate
 from spatialscope_dist.stages.segment import count_cells
 from spatialscope_dist.steps.slide import segment_slide
 from spatialscope_dist.steps.slide_spec import WINDOW, Slide
+from spatialscope_dist.steps.slide_windows import at_level
 from spatialscope_dist.store.arrays import create_array, read_array, write_array, write_region
 from tests.plug_ins import install_plug_in
 
@@ -210,6 +212,34 @@ def test_count_cells__every_spot_is_kept_and_dropped_cells_are_counted(tmp_path:
     per_spot = pd.read_parquet(tmp_path / "spots.parquet")
     assert per_spot[["n_nuclei", "n_cells"]].to_numpy().tolist() == [[3, 2], [1, 1], [0, 0]]
     assert (counted["dropped_by_cap"], counted["spots_without_nucleus"]) == (1, 1)
+
+
+def test_count_cells__sections_that_share_spot_ids_are_counted_apart(tmp_path: Path) -> None:
+    spots = pd.DataFrame({"spot_id": ["a", "b"], "y_um": [0.0, 10.0], "x_um": 0.0})
+    spots.to_parquet(tmp_path / "in.parquet")
+    counts = []
+    for section, places in (("one", [0.0, 0.5, 10.0]), ("two", [10.0, 40.0])):
+        nuclei = pd.DataFrame({"y_um": places, "x_um": 0.0, "probability": np.float32(0.9)})
+        (tmp_path / section).mkdir()
+        nuclei.to_parquet(tmp_path / section / "nuclei.parquet", row_group_size=2)
+        paths = {"nuclei": str(tmp_path / section / "nuclei.parquet"), "spots": str(tmp_path / "in.parquet")}
+        count_cells(**paths, output=str(tmp_path / section), diameter_um=10.0, cap=5)
+        counts.append(pd.read_parquet(tmp_path / section / "spots.parquet")["n_cells"].tolist())
+        assert pd.read_parquet(tmp_path / section / "nuclei.parquet")["y_um"].tolist() == places
+    assert counts == [[2, 1], [0, 1]]
+
+
+def test_at_level__a_vendors_slide_of_one_level(data: Path, tmp_path: Path) -> None:
+    path = data / "slides" / "CMU-1-Small-Region.svs"
+    for image in (open_image(path), OpenSlideImage(path)):
+        assert level_for(image.levels, 0.499, 0.25) == 0
+    model = str(data.parent / "models" / "he_hybrid")
+    slide = Slide(str(path), (3, 2967, 2220), 0.499, None, 1.0, SegmentOptions(model=model), str(tmp_path))
+    chosen = at_level(slide)
+    assert (chosen.level, chosen.level_factor, chosen.level_shape) == (0, 1.0, (2967, 2220))
+    assert chosen.scale == pytest.approx(1.996)
+    coarse = at_level(replace(slide, pixel_size_um=0.1))  # no level of the file comes nearer
+    assert coarse.level == 0
 
 
 def test_segment_one_image__equals_the_stage_with_two_workers(study: SimulatedStudy, tmp_path: Path) -> None:
