@@ -21,6 +21,7 @@ from spatialscope_dist.store.frames import read_frame
 if TYPE_CHECKING:
     from spatialscope_dist.celltypes.potts import Block
     from spatialscope_dist.celltypes.spot_updates import Prior
+    from spatialscope_dist.geometry.neighbours import Graph
 
 LABEL_BYTES = np.dtype(np.int16).itemsize
 Runner = Callable[[Callable[..., Any], list[dict[str, Any]]], list[Any]]
@@ -80,19 +81,28 @@ def connect_cells(task: SweepTask) -> dict[str, Any]:
     )
     return {
         "mean_degree": graph.mean_degree,
+        "neighbours_in_other_sections": _between_sections(task, graph, spot),
         "radius_um": graph.radius_um,
         "colours": int(colours.max(initial=-1)) + 1,
         "candidates_per_spot": float((types[n_cells > 0] >= 0).sum(axis=1).mean()) if n_cells.any() else 0.0,
     }
 
 
+def _between_sections(task: SweepTask, graph: Graph, spot: NDArray[np.int64]) -> float:
+    """Return the share of neighbours that lie in another section."""
+    n_spots = [len(load(section.work / "spots.npz", "n_cells")["n_cells"]) for section in task.sections]
+    section = np.repeat(np.arange(len(n_spots), dtype=np.int16), n_spots)[spot]
+    other = section[graph.indices] != np.repeat(section, np.diff(graph.indptr))
+    return float(other.mean()) if len(other) else 0.0
+
+
 def _places(task: SweepTask) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return positions (z, y, x) of all cells, cells of all spots, keys of all spots."""
+    """Return positions (z, y, x) of all cells, z stretched, cells of all spots, keys of all spots."""
     points, n_cells, keys = [], [], []
     for section in task.sections:
         cells = read_frame(section.work / "cells.parquet", columns=["z_um", "y_um", "x_um"])
         ids = read_frame(section.ingest / "spots.parquet", columns=["spot_id"])["spot_id"]
-        points.append(cells[["z_um", "y_um", "x_um"]].to_numpy(float))
+        points.append(cells[["z_um", "y_um", "x_um"]].to_numpy(float) * [task.options.z_scale, 1.0, 1.0])
         n_cells.append(load(section.work / "spots.npz", "n_cells")["n_cells"])
         keys.append(spot_keys(section.section, ids))
     return np.concatenate(points), np.concatenate(n_cells), np.concatenate(keys)

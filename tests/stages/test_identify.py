@@ -183,7 +183,18 @@ def test_run__summary_and_falling_energy(typed):
     assert len(energy) == summary["n_sweeps"] + 1
     assert all(later <= earlier for earlier, later in zip(energy[:-1], energy[1:], strict=True))
     assert summary["sections"]["A"]["nuclei_outside_spots"] == 1
-    assert not list(output.glob(".work*"))
+    assert not (output / ".work").exists()
+
+
+def test_run__depth_decides_about_neighbours_in_other_sections(stack, typed):
+    shares = [read_json(typed[1] / "summary.json")["neighbours_in_other_sections"]]
+    for z_scale in (0.0, 50.0):
+        _, output = stack.run(f"z-{z_scale}", z_scale=z_scale, gibbs_sweeps=0)
+        shares.append(read_json(output / "summary.json")["neighbours_in_other_sections"])
+    as_it_is, flat, far = shares
+    assert far == 0.0
+    assert 0.1 < as_it_is < flat
+    assert flat == pytest.approx(0.5, abs=0.1)
 
 
 def test_run__one_platform_effect_for_all_sections(stack, typed):
