@@ -60,7 +60,8 @@ def viewing_block(image: LazyImage, factor: int, box: Box) -> NDArray[np.uint8]:
 
 def _area_mean(block: Pixels, factor: int) -> NDArray[np.float64]:
     tops, lefts = (np.arange(0, length, factor) for length in block.shape[1:])
-    sums = np.add.reduceat(np.add.reduceat(block.astype(np.float64), tops, axis=1), lefts, axis=2)
+    narrow = np.add.reduceat(block, lefts, axis=2, dtype=np.uint64)  # along the rows first: they lie together
+    sums = np.add.reduceat(narrow, tops, axis=1)
     tall, wide = (
         np.minimum(starts + factor, length) - starts
         for starts, length in zip((tops, lefts), block.shape[1:], strict=True)
