@@ -157,7 +157,7 @@ def _write_measures(given: dict[Path, pd.DataFrame], measures: Array | None) -> 
 
 def _scored(score: Any, bench: studies.Bench, study: Path, output: Path, seed: int) -> dict[str, float]:
     context = typed_here(study, output, settings=(f"study.seed={seed}",))
-    folder = context.cells_of("s0")
+    folder = context.cells_of(context.study.sections[0].name)
     assert folder is not None
     cells, types = read_frame(folder / "cells.parquet"), bench["types"].astype(str)
     rows = cells["cell_id"].str.removeprefix("cell").astype(int).to_numpy()
