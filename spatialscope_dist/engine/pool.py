@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +21,8 @@ _RETRIES = 2
 class UnitLog(Protocol):
     """Remembers the units of a stage that were finished before."""
 
-    def committed(self) -> dict[str, Any]:
-        """Return the results of the units committed so far."""
+    def committed(self, units: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the results of the units committed so far, of those asked for when they are named."""
 
     def commit(self, unit: str, result: Any) -> None:
         """Note that a unit's output is complete."""
@@ -88,7 +88,7 @@ class Pool:
             When a unit fails for good and `stop_on_failure` is set; finished units stay committed.
         """
         done = Done()
-        before = ledger_units.committed() if ledger_units is not None else {}
+        before = ledger_units.committed(units) if ledger_units is not None else {}
         done.update({unit: before[unit] for unit in units if unit in before})
         self.cost.units_resumed += len(done)
         waiting = {unit: arguments for unit, arguments in units.items() if unit not in done}

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -99,11 +99,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_json_folder(folder: Path) -> dict[str, Any]:
-    """Return the JSON documents of a folder by name, in the order of the names; those of an object store at once."""
+def read_json_folder(folder: Path, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the JSON documents of a folder by name, in the order of the names; those of an object store at once.
+
+    With `names`, only these are read, as far as they are there.
+    """
     if not is_remote(folder):
-        return {path.stem: read_json(path) for path in sorted(folder.glob("[!.]*.json"))}
-    paths = {cast(Any, path).path: path for path in files_below(folder) if path.parent == folder}
+        found = (path for path in sorted(folder.glob("[!.]*.json")) if names is None or path.stem in names)
+        return {path.stem: read_json(path) for path in found}
+    here = (path for path in files_below(folder) if path.parent == folder)
+    paths = {cast(Any, path).path: path for path in here if names is None or path.stem in names}
     contents = cast(Any, folder).fs.cat(list(paths)) if paths else {}
     return {path.stem: json.loads(contents[name]) for name, path in paths.items()}
 

@@ -43,9 +43,9 @@ class Units:
 
     folder: Path
 
-    def committed(self) -> dict[str, Any]:
-        """Return the results of the committed units."""
-        return read_json_folder(self.folder)
+    def committed(self, units: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the results of the committed units, of those asked for when they are named."""
+        return read_json_folder(self.folder, units)
 
     def commit(self, unit: str, result: Any) -> None:
         """Note that a unit is complete; called after its chunks are on disk."""
