@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spatialscope_dist.geometry.tiles import WindowGrid, shard_boxes
 from spatialscope_dist.nuclei.resample import model_scale, model_shape
-from spatialscope_dist.nuclei.stardist_model import TENSORFLOW_BYTES
+from spatialscope_dist.nuclei.stardist_model import BASE_ALIGN, TENSORFLOW_BYTES
 from spatialscope_dist.options import SegmentOptions
 from spatialscope_dist.steps.slide_nuclei import BAND_PIXELS, BATCH_ROWS, band_rows
 from spatialscope_dist.steps.slide_spec import LABEL_SHARD, VIEW_PIXELS, WINDOW
@@ -23,7 +23,8 @@ def projected_peak_bytes(shape: tuple[int, ...], pixel_size_um: float, options: 
     channels, height, width = shape
     scale = model_scale(pixel_size_um, options.model_pixel_size_um)
     area_mm2 = height * width * (pixel_size_um / 1000) ** 2
-    network = WINDOW**2 * 4 * NETWORK_MAPS
+    tall, wide = (min(WINDOW, length + BASE_ALIGN) for length in model_shape((height, width), scale))
+    network = tall * wide * 4 * NETWORK_MAPS
     window_source = int((WINDOW / scale + 4) ** 2 * channels * 12)
     block_mm2 = min(area_mm2, ((options.tile + WINDOW) * options.model_pixel_size_um / 1000) ** 2)
     suppression = int(block_mm2 * CANDIDATES_PER_MM2 * CANDIDATE_BYTES) + BATCH_BYTES
