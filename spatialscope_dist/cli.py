@@ -46,6 +46,11 @@ MemoryLimit = Annotated[str | None, typer.Option("--memory-limit", help="of one 
 SchedulerOption = Annotated[
     str | None, typer.Option("--scheduler", help="address or scheduler file of a running Dask scheduler")
 ]
+TlsCa = Annotated[Path | None, typer.Option("--tls-ca", help="authority of a tls:// scheduler, PEM")]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="our certificate for a tls:// scheduler, PEM")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="private key of our certificate, PEM")]
+Tls = Annotated[bool, typer.Option("--tls", help="encrypt what workers of our own send, with temporary certificates")]
+Reports = Annotated[bool, typer.Option("--performance-reports", help="Dask's report of every stage, in report/")]
 Gpus = Annotated[int | None, typer.Option("--gpus", help="GPUs to use; default: all that are found")]
 
 _QUARANTINED = 4
@@ -150,16 +155,22 @@ def run(
     until: Annotated[str | None, typer.Option("--until", help="last stage")] = None,
     first: Annotated[str | None, typer.Option("--from", help="first stage")] = None,
     scheduler: SchedulerOption = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls: Tls = False,
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
     gpus: Gpus = None,
     settings: Settings = None,
     output: Output = None,
+    performance_reports: Reports = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the stages; running again continues."""
     loaded = _study(study, output, settings)
-    _run(loaded, _cluster(workers, memory_limit, scheduler, gpus), first=first, until=until, as_json=as_json)
+    cluster = _cluster(workers, memory_limit, scheduler, gpus, tls=(tls_ca, tls_cert, tls_key), encrypted=tls)
+    _run(loaded, cluster, first=first, until=until, as_json=as_json, performance_reports=performance_reports)
 
 
 @app.command()
@@ -228,15 +239,21 @@ def _stage_command(name: str) -> Callable[..., None]:
     def command(
         study: StudyPath,
         scheduler: SchedulerOption = None,
+        tls_ca: TlsCa = None,
+        tls_cert: TlsCert = None,
+        tls_key: TlsKey = None,
+        tls: Tls = False,
         workers: Workers = None,
         memory_limit: MemoryLimit = None,
         gpus: Gpus = None,
         settings: Settings = None,
         output: Output = None,
+        performance_reports: Reports = False,
         as_json: AsJson = False,
     ) -> None:
         loaded = _study(study, output, settings)
-        _run(loaded, _cluster(workers, memory_limit, scheduler, gpus), first=name, until=name, as_json=as_json)
+        cluster = _cluster(workers, memory_limit, scheduler, gpus, tls=(tls_ca, tls_cert, tls_key), encrypted=tls)
+        _run(loaded, cluster, first=name, until=name, as_json=as_json, performance_reports=performance_reports)
 
     command.__doc__ = f"Run the stage {name} alone; earlier stages must be done."
     return command
@@ -252,19 +269,45 @@ def _study(path: Path, output: Path | None, settings: list[str] | None) -> Study
     return load_study(path, output=output, settings=settings or ())
 
 
-def _cluster(workers: int | None, memory_limit: str | None, scheduler: str | None, gpus: int | None) -> ClusterSettings:
+def _cluster(
+    workers: int | None,
+    memory_limit: str | None,
+    scheduler: str | None,
+    gpus: int | None,
+    *,
+    tls: tuple[Path | None, Path | None, Path | None] = (None, None, None),
+    encrypted: bool = False,
+) -> ClusterSettings:
     from spatialscope_dist.engine.cluster import ClusterSettings
+    from spatialscope_dist.engine.encryption import Certificates
 
-    return ClusterSettings.of_this_machine(workers=workers, memory_limit=memory_limit, scheduler=scheduler, gpus=gpus)
+    return ClusterSettings.of_this_machine(
+        workers=workers,
+        memory_limit=memory_limit,
+        scheduler=scheduler,
+        gpus=gpus,
+        certificates=Certificates.given(*tls),
+        encrypted=encrypted,
+    )
 
 
-def _run(study: Study, cluster: ClusterSettings, *, first: str | None, until: str | None, as_json: bool) -> None:
+def _run(
+    study: Study,
+    cluster: ClusterSettings,
+    *,
+    first: str | None,
+    until: str | None,
+    as_json: bool,
+    performance_reports: bool = False,
+) -> None:
     from spatialscope_dist import pipeline
     from spatialscope_dist.console import progress, show_summary
 
     with progress(as_json=as_json) as events:
         try:
-            summary = pipeline.run(study, cluster, events, first=first, until=until)
+            summary = pipeline.run(
+                study, cluster, events, first=first, until=until, performance_reports=performance_reports
+            )
         except SpatialScopeError as error:
             events.emit("error", text=str(error), exit_code=error.exit_code)
             raise

@@ -15,7 +15,7 @@ from rich.table import Table
 from spatialscope_dist.engine.events import Events
 
 if TYPE_CHECKING:
-    from spatialscope_dist.pipeline import Summary
+    from spatialscope_dist.running import Summary
 
 _ACCURACY = {
     "nuclei_found": "planted nuclei found",
@@ -93,21 +93,30 @@ class _Display:
     def __init__(self, display: Progress) -> None:
         self.display = display
         self.line: TaskID | None = None
+        self.items: dict[str, tuple[int, int]] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "stage":
-            self.line = self.display.add_task(event["stage"], total=None)
-        elif kind == "unit" and self.line is not None:
-            self.display.update(self.line, completed=event["done"], total=event["total"])
-        elif kind == "committed" and self.line is not None:
-            self.display.update(self.line, completed=event["total"], total=event["total"])
+            self.line, self.items = self.display.add_task(event["stage"], total=None), {}
+        elif kind in {"unit", "committed"}:
+            done = event["total"] if kind == "committed" else event["done"]
+            self._move(event.get("item", ""), done, event["total"])
         elif kind == "skipped":
             self.display.console.print(f"{event['stage']} {event['item']}: skipped, {event['reason']}")
+        elif kind == "failed":
+            self.display.console.print(f"{event['stage']} {event['item']}: failed, {event['reason']}")
         elif kind == "unchanged":
             self.display.console.print(f"{event['stage']} {event['item']}: up to date")
         elif kind == "warning":
             self.display.console.print(f"warning: {event['text']}")
+
+    def _move(self, item: str, done: int, total: int) -> None:
+        """Show the units of all items of the stage together."""
+        self.items[item] = (done, total)
+        if self.line is not None:
+            sums = [sum(column) for column in zip(*self.items.values(), strict=True)]
+            self.display.update(self.line, completed=sums[0], total=sums[1])
 
 
 def _gib(size: int) -> str:

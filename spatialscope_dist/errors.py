@@ -50,6 +50,10 @@ class StageFailed(SpatialScopeError):
     exit_code = 1
 
 
+class ClusterLost(StageFailed):
+    """The scheduler went away: nothing more can run; what was committed is kept."""
+
+
 class StoreError(SpatialScopeError):
     """The output folder cannot be written or holds something unexpected."""
 

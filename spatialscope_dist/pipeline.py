@@ -3,65 +3,26 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from spatialscope_dist.engine.cluster import ClusterSettings
-from spatialscope_dist.engine.events import Events
-from spatialscope_dist.engine.pool import Cost, Pool
+from spatialscope_dist.engine.events import Events, TaskLog
+from spatialscope_dist.engine.pool import Pool
+from spatialscope_dist.engine.workers import require_bokeh
 from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan, SpatialScopeError
 from spatialscope_dist.location import is_remote, storage_errors
 from spatialscope_dist.publishing import publish
+from spatialscope_dist.running import Summary, fallen_sections, run_stage, without_fallen_sections
 from spatialscope_dist.stages import STAGES
-from spatialscope_dist.stages.context import Context, Stage, StageOutcome
-from spatialscope_dist.store.documents import make_folder, remove_tree
-from spatialscope_dist.store.ledger import Entry, Ledger, content_key
+from spatialscope_dist.stages.context import Context, Stage
+from spatialscope_dist.store.ledger import Ledger, content_key
 from spatialscope_dist.store.place import Place, held, require_writable
 from spatialscope_dist.study import Facts, Study
 
 _PUBLISH_AFTER = ("identify", "decompose")
-_QUARANTINED = 4
-
-
-@dataclass
-class Summary:
-    """What a run did: per stage cost and counts, where the report is, accuracy when truth is given."""
-
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    report: Path | None = None
-    accuracy: dict[str, float] = field(default_factory=dict)
-    changed: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 4 when some items were quarantined."""
-        return _QUARANTINED if any(stage["failed"] for stage in self.stages.values()) else 0
-
-    def add(self, stage: str, entry: Entry) -> None:
-        """Count one committed item of a stage."""
-        row = self.stages.setdefault(
-            stage,
-            {
-                "seconds": 0.0,
-                "cpu_seconds": 0.0,
-                "peak_rss_bytes": 0,
-                "projected_peak_bytes": 0,
-                "done": 0,
-                "total": 0,
-                "failed": 0,
-            },
-        )
-        for name in ("seconds", "cpu_seconds"):
-            row[name] = round(row[name] + entry.cost[name], 3)
-        for name in ("peak_rss_bytes", "projected_peak_bytes"):
-            row[name] = max(row[name], entry.cost[name])
-        row["done"] += entry.done
-        row["total"] += entry.total
-        row["failed"] += len(entry.failed)
 
 
 def stage_module(name: str) -> Stage:
@@ -142,10 +103,12 @@ def run(
     *,
     first: str | None = None,
     until: str | None = None,
+    performance_reports: bool = False,
 ) -> Summary:
     """Run the stages from `first` to `until` and return what was done.
 
-    Stages whose content key is committed are not run again.
+    Stages whose content key is committed are not run again. What every task cost is appended to
+    `ledger/tasks.jsonl`; with `performance_reports`, Dask's own report of every stage is written beside the page.
 
     Raises
     ------
@@ -163,14 +126,21 @@ def run(
         events.emit("warning", text=warning)
     planned = plan(study, settings, stages=chosen)
     refuse_what_does_not_fit(planned, settings, study.output)
+    place = Place(study.output)
+    if not is_remote(study.output):  # nothing can be appended to an object
+        events = events.heard_by(TaskLog(place.task_log))
+    if performance_reports:
+        require_bokeh()
     context = _context(study, settings, events)
     context.pool.connect()
     require_writable(study.output)
     with held(study.output):
-        return _run_stages(context, chosen, planned)
+        return _run_stages(context, chosen, planned, context.place.performance if performance_reports else None)
 
 
-def _run_stages(context: Context, chosen: Sequence[str], planned: dict[str, dict[str, int]]) -> Summary:
+def _run_stages(
+    context: Context, chosen: Sequence[str], planned: dict[str, dict[str, int]], reports: Path | None
+) -> Summary:
     _keep_to_the_study(context)
     _require_earlier(context, STAGES[: STAGES.index(chosen[0])])
     if chosen == ["report"]:
@@ -178,7 +148,8 @@ def _run_stages(context: Context, chosen: Sequence[str], planned: dict[str, dict
     summary = Summary()
     try:
         for name in chosen:
-            _run_stage(stage_module(name), context, summary, planned[name]["peak_bytes"])
+            with context.pool.workers.reported(None if reports is None else reports / f"{name}.html"):
+                run_stage(stage_module(name), context, summary, planned[name]["peak_bytes"])
             if name in _PUBLISH_AFTER or name == chosen[-1]:
                 publish(context)
     finally:
@@ -200,6 +171,7 @@ def _stage_status(stage: Stage, context: Context) -> dict[str, Any]:
     ledger, items = context.ledger, stage.items(context)
     entries = [entry for entry in ledger.entries(stage.NAME) if entry.item in items]
     skipped = {item: reason for item, reason in ledger.skips(stage.NAME).items() if item in items}
+    failed = {item: reason for item, reason in ledger.failures(stage.NAME).items() if item in items}
     settled = {entry.item for entry in entries} | set(skipped)
     waiting = {item: ledger.count_units(stage.NAME, item) for item in items if item not in settled}
     left = sum(max(units, _planned_units(stage, context, item)) for item, units in waiting.items())
@@ -208,7 +180,10 @@ def _stage_status(stage: Stage, context: Context) -> dict[str, Any]:
         "total": sum(entry.total for entry in entries) + left,
         "items": sorted(entry.item for entry in entries),
         "waiting": sorted(waiting),
-        "failed": {f"{entry.item}/{unit}": reason for entry in entries for unit, reason in entry.failed.items()},
+        "failed": {
+            **{f"{entry.item}/{unit}": reason for entry in entries for unit, reason in entry.failed.items()},
+            **failed,
+        },
         "skipped": skipped,
         "units_committed": sum(ledger.count_units(stage.NAME, item) for item in items),
     }
@@ -254,10 +229,11 @@ def _keep_to_the_study(context: Context) -> None:
 
 
 def _require_earlier(context: Context, names: tuple[str, ...]) -> None:
+    failed = {name: context.ledger.failures(name) for name in names}
     missing = [
         f"{name} of {item}"
         for name in names
-        for item in stage_module(name).items(context)
+        for item in _items_left(stage_module(name), context, failed)
         if stage_module(name).skip_reason(context, item) is None and context.upstream(name, item) is None
     ]
     if missing:
@@ -275,6 +251,13 @@ def _require_earlier(context: Context, names: tuple[str, ...]) -> None:
         context.events.emit("warning", text=f"{text}. Leave --from out to renew them.")
 
 
+def _items_left(stage: Stage, context: Context, failed: dict[str, dict[str, str]]) -> list[str]:
+    """Return the items of a stage without those that failed, and those of sections that had failed before."""
+    fallen = fallen_sections(context.study, failed, before=stage.NAME)
+    items = stage.items(without_fallen_sections(context, stage.NAME, fallen))
+    return [item for item in items if item not in failed.get(stage.NAME, {})]
+
+
 def _key(stage: Stage, context: Context, item: str) -> str:
     return content_key(stage.NAME, stage.VERSION, stage.inputs(context, item))
 
@@ -286,104 +269,6 @@ def _stage_plan(stage: Stage, context: Context) -> dict[str, int]:
         "peak_bytes": max((one.peak_bytes for one in plans), default=0),
         "disk_bytes": sum(one.disk_bytes for one in plans),
     }
-
-
-def _run_stage(stage: Stage, context: Context, summary: Summary, projected: int) -> None:
-    context.events.emit("stage", stage=stage.NAME)
-    for item in stage.items(context):
-        reason = stage.skip_reason(context, item)
-        if reason is not None:
-            _withdraw(stage, context, item, reason)
-            context.events.emit("skipped", stage=stage.NAME, item=item, reason=reason)
-            continue
-        entry = _run_item(stage, context, item, projected)
-        summary.changed |= entry is not None
-        current = entry or context.ledger.current(stage.NAME, item)
-        if current is not None:
-            summary.add(stage.NAME, current)
-
-
-def _withdraw(stage: Stage, context: Context, item: str, reason: str) -> None:
-    """Note that a stage is skipped; what it made before, and what was made from that, no longer counts."""
-    before, published = context.ledger.current(stage.NAME, item), context.place.published(stage.NAME)
-    if before is not None:
-        context.ledger.forget_made_from(before.key, STAGES)
-    context.ledger.skip(stage.NAME, item, reason)
-    if published is not None:
-        published.unlink(missing_ok=True)
-
-
-def _run_item(stage: Stage, context: Context, item: str, projected: int) -> Entry | None:
-    """Run one item and commit it; return None when its output is already there."""
-    inputs = stage.inputs(context, item)
-    key = content_key(stage.NAME, stage.VERSION, inputs)
-    output, published = context.place.output(stage.NAME, item, key), context.place.published(stage.NAME)
-    current = context.ledger.current(stage.NAME, item)
-    whole = output.exists() and (published is None or published.exists())
-    if current is not None and current.key == key and whole:
-        context.events.emit("unchanged", stage=stage.NAME, item=item)
-        return None
-    if not output.exists():
-        # Units noted for an output that was deleted since have left nothing to go on with.
-        context.ledger.units(stage.NAME, item, output).forget()
-    make_folder(output)
-    if current is not None and published is not None and is_remote(published):
-        _withdraw_published(context, current)
-    context.pool.take_cost()
-    start = time.perf_counter()
-    outcome = stage.run(context, item, output)
-    cost = _cost(context.pool.take_cost(), time.perf_counter() - start, projected)
-    entry = _entry(stage, item, key, inputs, outcome=outcome, cost=cost)
-    _commit(context, entry, current)
-    return entry
-
-
-def _withdraw_published(context: Context, current: Entry) -> None:
-    """Let an output stop counting before another takes its place where users look: no store switches it at once."""
-    context.ledger.forget_made_from(current.key, STAGES)
-    context.ledger.forget(current.stage, current.item)
-
-
-def _commit(context: Context, entry: Entry, before: Entry | None) -> None:
-    """Make an output the current one: first what was made from the old one stops counting, last the old one goes."""
-    if before is not None and before.key != entry.key:
-        context.ledger.forget_made_from(before.key, STAGES)
-    context.ledger.commit(entry)
-    output = context.place.output(entry.stage, entry.item, entry.key)
-    for sibling in output.parent.iterdir():
-        if sibling != output:
-            context.ledger.units(entry.stage, entry.item, sibling).forget()
-            remove_tree(sibling)
-    counts = {"done": entry.done, "total": entry.total, "failed": len(entry.failed)}
-    context.events.emit("committed", stage=entry.stage, item=entry.item, **counts, **entry.cost)
-
-
-def _cost(cost: Cost, seconds: float, projected: int) -> dict[str, Any]:
-    return {
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(cost.cpu_seconds, 3),
-        "peak_rss_bytes": cost.peak_rss_bytes,
-        "projected_peak_bytes": projected,
-        "units_run": cost.units_run,
-        "units_resumed": cost.units_resumed,
-    }
-
-
-def _entry(
-    stage: Stage, item: str, key: str, inputs: dict[str, Any], *, outcome: StageOutcome, cost: dict[str, Any]
-) -> Entry:
-    return Entry(
-        key=key,
-        stage=stage.NAME,
-        item=item,
-        version=stage.VERSION,
-        inputs=inputs,
-        done=outcome.done,
-        total=outcome.total,
-        failed=outcome.failed,
-        metrics=outcome.metrics,
-        cost=cost,
-    )
 
 
 def _conclude(context: Context, summary: Summary) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spatialscope_dist import pipeline
+from spatialscope_dist import pipeline, running
 from spatialscope_dist.engine.cluster import GIB, ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.store.counts import open_counts
@@ -109,7 +109,7 @@ def test_withdraw__removes_the_table_of_a_stage_that_is_skipped_now(folder: Path
     table.parent.mkdir(parents=True)
     table.write_bytes(b"old")
     context.ledger.commit(Entry(key="k", stage="interact", item="study", version=1, inputs={}, done=1, total=1))
-    pipeline._withdraw(pipeline.stage_module("interact"), context, "study", "no pairs")
+    running._withdraw(pipeline.stage_module("interact"), context, "study", "no pairs")
     assert not table.exists()
     assert context.ledger.current("interact", "study") is None
 

@@ -184,7 +184,8 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
         if gpus:
             options["resources"] = {"GPU": 1}
         specs[number] = {"cls": SteadyNanny, "options": options}
-    here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", **secured}
+    # Drawing the dashboard would cost every run a second of imports; its server still answers for metrics.
+    here = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", **secured}
     scheduler = {"cls": Scheduler, "options": here}
     return Client(SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=logging.ERROR))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +18,28 @@ from spatialscope_dist.errors import SpatialScopeError
 
 @dataclass(frozen=True)
 class Measured:
-    """A task's result with its cost; `failure` is the error when it can never succeed."""
+    """A task's result with its cost; `failure` is the error when it can never succeed.
+
+    `started` is in seconds since 1970, `process` is host:pid.
+    """
 
     result: Any
     seconds: float
     cpu_seconds: float
     peak_rss_bytes: int
     failure: SpatialScopeError | None = None
+    started: float = 0.0
+    process: str = ""
+
+    def about(self) -> dict[str, Any]:
+        """Return when and where it ran and what it cost, for a log."""
+        return {
+            "started": round(self.started, 3),
+            "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "process": self.process,
+        }
 
 
 def measured(function: Callable[..., Any], arguments: dict[str, Any]) -> Measured:
@@ -32,12 +49,14 @@ def measured(function: Callable[..., Any], arguments: dict[str, Any]) -> Measure
     propagates, so that the scheduler may retry it elsewhere.
     """
     _reset_peak_rss()
-    wall, cpu = time.perf_counter(), time.process_time()
+    started, wall, cpu = time.time(), time.perf_counter(), time.process_time()
     try:
         result, failure = function(**arguments), None
     except SpatialScopeError as error:
         result, failure = None, error
-    return Measured(result, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_bytes(), failure)
+    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    process = f"{socket.gethostname()}:{os.getpid()}"
+    return Measured(result, seconds, cpu_seconds, peak_rss_bytes(), failure, started, process)
 
 
 def peak_rss_bytes() -> int:

@@ -19,6 +19,7 @@ class SteadyNanny(Nanny):  # type: ignore[misc]  # distributed is untyped
         process = self.process
         if process is not None and process.status == Status.starting and process.process is not None:
             await process.process.kill()
+            await process.running.wait()  # set when its start was given up; closing earlier would cancel that, loudly
         with suppress(TimeoutError):
             await super().kill(timeout=timeout, reason=reason)
             return

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spatialscope_dist.engine.cluster import ClusterSettings, close_client, open_client
+from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.measure import Measured, measured
-from spatialscope_dist.errors import BadInput, StageFailed
+from spatialscope_dist.engine.workers import Workers, slots_of
+from spatialscope_dist.errors import BadInput, ClusterLost, StageFailed
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Future
 
 _RETRIES = 2
+_LOOK_EVERY_S = 15  # how soon workers that joined or left change what is in flight
 
 
 class UnitLog(Protocol):
@@ -54,17 +58,21 @@ class Cost:
 
 @dataclass
 class Pool:
-    """Workers that are started on first use and shared by the stages of a run.
-
-    TensorFlow and torch never share a process of ours: the local cluster is replaced when the
-    framework changes. A scheduler we attached to is left as it is.
-    """
+    """Runs units on the workers of a run and counts what they cost."""
 
     settings: ClusterSettings
     events: Events
     cost: Cost = field(default_factory=Cost)
-    _client: Client | None = field(default=None, repr=False)
-    _kind: tuple[str | None, bool] = (None, False)
+    workers: Workers = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.workers = Workers(self.settings)
+
+    def branch(self, **about: str) -> Pool:
+        """Return a pool on the same workers with a cost of its own; `about` is added to each of its events."""
+        branched = Pool(self.settings, self.events.about(**about))
+        branched.workers = self.workers
+        return branched
 
     def map(
         self,
@@ -78,8 +86,8 @@ class Pool:
     ) -> Done:
         """Return the result of `function(**arguments)` for every unit.
 
-        Units committed in `ledger_units` are not run again. At most two units per worker are in
-        flight, so neither the scheduler nor the driver holds more than that. `framework` is
+        Units committed in `ledger_units` are not run again. At most two units per worker (or GPU) are in flight, so
+        neither the scheduler nor the driver holds more than that; workers that join get their share. `framework` is
         'tensorflow', 'torch', None, or 'any' for work that may share whatever processes there are.
 
         Raises
@@ -95,19 +103,21 @@ class Pool:
         if not waiting:
             return done
         total = len(units)
-        for unit, task in self._stream(function, waiting, framework=framework, gpu=gpu):
-            error = StageFailed(task) if isinstance(task, str) else task.failure
-            if error is not None:
-                done.failed[unit] = str(error)
-                if stop_on_failure:
-                    raise error if isinstance(error, BadInput) else StageFailed(f"{unit}: {error}")
-                continue
-            assert isinstance(task, Measured)
-            self.cost.add(task)
-            done[unit] = task.result
-            if ledger_units is not None:
-                ledger_units.commit(unit, task.result)
-            self.events.emit("unit", unit=unit, done=len(done), total=total, seconds=round(task.seconds, 3))
+        # Closed here, not when an error that is kept lets go of it: until then the workers count as borrowed.
+        with closing(self._stream(function, waiting, framework=framework, gpu=gpu)) as stream:
+            for unit, task in stream:
+                error = StageFailed(task) if isinstance(task, str) else task.failure
+                if error is not None:
+                    done.failed[unit] = str(error)
+                    if stop_on_failure:
+                        raise error if isinstance(error, BadInput) else StageFailed(f"{unit}: {error}")
+                    continue
+                assert isinstance(task, Measured)
+                self.cost.add(task)
+                done[unit] = task.result
+                if ledger_units is not None:
+                    ledger_units.commit(unit, task.result)
+                self.events.emit("unit", unit=unit, done=len(done), total=total, **task.about())
         return done
 
     def sweep(
@@ -123,60 +133,52 @@ class Pool:
         Raises
         ------
         BadInput
-            When the scheduler does not answer.
+            When the scheduler does not answer, or its workers run other software.
         """
-        if self.settings.scheduler is not None and self._client is None:
-            self._client = open_client(self.settings)
+        self.workers.connect()
 
     def close(self) -> None:
-        """Stop the workers, if any are running."""
-        if self._client is not None:
-            close_client(self._client)
-            self._client = None
+        """Stop the workers, if any are running; nothing can be run any more."""
+        self.workers.stop()
 
     def take_cost(self) -> Cost:
         """Return the cost since the last call and start counting anew."""
         cost, self.cost = self.cost, Cost()
         return cost
 
-    def _open(self, framework: str | None, gpu: bool) -> Client:  # noqa: FBT001
-        ours = self.settings.scheduler is None
-        if self._client is not None and ours and framework != "any" and self._kind != (framework, gpu):
-            self.close()
-        if self._client is None:
-            self._client = open_client(self.settings, gpu=gpu)
-            self._kind = (framework, gpu)
-        return self._client
-
     def _stream(
         self, function: Callable[..., Any], units: dict[str, dict[str, Any]], *, framework: str | None, gpu: bool
-    ) -> Iterator[tuple[str, Measured | str]]:
+    ) -> Generator[tuple[str, Measured | str], None, None]:
         from distributed import as_completed
 
-        client = self._open(framework, gpu)
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        offers_gpu = any(worker["resources"].get("GPU") for worker in workers.values())
-        resources = {"GPU": 1} if gpu and offers_gpu else None
-        window = 2 * max(1, sum(worker["nthreads"] for worker in workers.values()))
-        waiting = iter(units.items())
+        with self.workers.borrowed(framework, gpu=gpu) as client:
+            names: dict[str, str] = {}
+            waiting = iter(units.items())
+            slots, looked = slots_of(client, gpu=gpu, gpus=self.settings.gpus), time.monotonic()
 
-        def submit(items: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[Future]:
-            for unit, arguments in items:
-                future = client.submit(measured, function, arguments, pure=False, retries=_RETRIES, resources=resources)
-                names[future.key] = unit
-                yield future
+            def submit() -> Iterator[Future]:
+                for unit, arguments in islice(waiting, max(0, slots.window - len(names))):
+                    options = {"pure": False, "retries": _RETRIES, "resources": slots.resources}
+                    future = client.submit(measured, function, arguments, **options)
+                    names[future.key] = unit
+                    yield future
 
-        names: dict[str, str] = {}
-        running = as_completed(submit(islice(waiting, window)))
-        for future in running:
-            outcome = _outcome(future)
-            future.release()
-            for refill in submit(islice(waiting, 1)):
-                running.add(refill)
-            yield names.pop(future.key), outcome
+            running = as_completed(submit())
+            for future in running:
+                outcome, unit = _outcome(future), names.pop(future.key)
+                future.release()
+                if time.monotonic() - looked > _LOOK_EVERY_S:
+                    slots, looked = slots_of(client, gpu=gpu, gpus=self.settings.gpus), time.monotonic()
+                for refill in submit():
+                    running.add(refill)
+                yield unit, outcome
 
 
 def _outcome(future: Future) -> Measured | str:
+    if future.status in {"cancelled", "lost"}:
+        raise ClusterLost(
+            "the Dask scheduler no longer answers. What was committed is kept; run the same command again to continue."
+        )
     if future.status == "finished":
         result: Measured = future.result()
         return result

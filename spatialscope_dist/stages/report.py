@@ -47,6 +47,7 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
     return {
         "outputs": {stage: {entry.item: entry.key for entry in ledger.entries(stage)} for stage in _BEFORE},
         "skipped": {stage: ledger.skips(stage) for stage in _BEFORE},
+        "failed": {stage: ledger.failures(stage) for stage in _BEFORE},
         "options": context.study.options.model_dump(mode="json"),
         "seed": context.study.seed,
         "names": [context.study.name, *(section.name for section in context.study.sections)],
@@ -199,6 +200,7 @@ def stage_views(ledger: Ledger) -> list[StageView]:
                 joined = max if key.endswith("_bytes") else sum
                 cost[key] = joined((cost.get(key, 0.0), value))
         failed = {f"{entry.item}: {unit}": reason for entry in entries for unit, reason in entry.failed.items()}
+        failed |= ledger.failures(name)
         done, total = sum(entry.done for entry in entries), sum(entry.total for entry in entries)
         views.append(StageView(name, done, total, cost, failed, ledger.skips(name)))
     return views

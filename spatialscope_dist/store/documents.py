@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, cast
 
 import numpy as np
@@ -63,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield (partial := Path(scratch) / path.name)
             cast(Any, path).fs.put_file(str(partial), cast(Any, path).path)
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
     try:
         with refusing_to_write(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,8 @@ class Ledger:
     def commit(self, entry: Entry) -> None:
         """Make an output the current one: the last write of a stage."""
         write_json(self._path(entry.stage, entry.item), entry.__dict__)
-        (self.root / "skipped" / entry.stage / f"{entry.item}.json").unlink(missing_ok=True)
+        for state in ("skipped", "failed"):
+            (self.root / state / entry.stage / f"{entry.item}.json").unlink(missing_ok=True)
 
     def entries(self, stage: str) -> list[Entry]:
         """Return the committed outputs of a stage, by item."""
@@ -92,8 +93,8 @@ class Ledger:
                 self.forget_made_from(entry.key, stages)
 
     def keep_only(self, stage: str, items: Collection[str]) -> None:
-        """Drop the outputs and skips of items that the study no longer has."""
-        for folder in (self.root / stage, self.root / "skipped" / stage):
+        """Drop the outputs, skips and failures of items that the study no longer has."""
+        for folder in (self.root / stage, self.root / "skipped" / stage, self.root / "failed" / stage):
             for path in folder.glob("[!.]*.json"):
                 if path.stem not in items:
                     path.unlink(missing_ok=True)
@@ -101,12 +102,22 @@ class Ledger:
     def skip(self, stage: str, item: str, reason: str) -> None:
         """Note that a stage has nothing to do for an item; an earlier output no longer counts."""
         self.forget(stage, item)
+        (self.root / "failed" / stage / f"{item}.json").unlink(missing_ok=True)
         if self.skips(stage).get(item) != reason:
             write_json(self.root / "skipped" / stage / f"{item}.json", reason)
 
     def skips(self, stage: str) -> dict[str, str]:
         """Return the reasons of skipped items."""
         return {item: str(reason) for item, reason in read_json_folder(self.root / "skipped" / stage).items()}
+
+    def fail(self, stage: str, item: str, reason: str) -> None:
+        """Note that an item failed as a whole; the next run tries it again."""
+        (self.root / "skipped" / stage / f"{item}.json").unlink(missing_ok=True)
+        write_json(self.root / "failed" / stage / f"{item}.json", reason)
+
+    def failures(self, stage: str) -> dict[str, str]:
+        """Return the reasons of items that failed when they were last tried."""
+        return {item: str(reason) for item, reason in read_json_folder(self.root / "failed" / stage).items()}
 
     def units(self, stage: str, item: str, output: Path) -> Units:
         """Return the record of finished units of an output folder (named by its key)."""

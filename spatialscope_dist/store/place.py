@@ -49,6 +49,16 @@ class Place:
         """SHA-256 of the results in canonical order."""
         return self.root / "hashes.json"
 
+    @property
+    def task_log(self) -> Path:
+        """Where every task's time, place and cost is noted, one JSON object a line."""
+        return self.root / "ledger" / "tasks.jsonl"
+
+    @property
+    def performance(self) -> Path:
+        """Folder of Dask's performance reports, one page a stage."""
+        return self.root / "report" / "performance"
+
     def section(self, name: str) -> Path:
         """Return the published SpatialData of a section."""
         return self.root / "sections" / f"{name}.zarr"

@@ -51,6 +51,17 @@ def test_map__failure_stops_and_keeps_what_was_committed(pool: Pool, tmp_path: P
         pool.map(work.refuse, numbers(2), ledger_units=Units(tmp_path))
 
 
+def test_map__workers_of_another_framework_start_after_a_failure() -> None:
+    failing = Pool(ClusterSettings(1, 2 * GIB), Events())
+    try:
+        with pytest.raises(StageFailed) as kept:
+            failing.map(work.refuse, numbers(2))
+        assert failing.map(work.square, numbers(3), framework="torch")["unit-2"] == 4
+    finally:
+        failing.close()
+    assert "number one" in str(kept.value)
+
+
 def test_map__unexpected_error_names_its_type(pool: Pool) -> None:
     with pytest.raises(StageFailed, match="ZeroDivisionError"):
         pool.map(work.crash, {"only": {}})
