@@ -243,7 +243,7 @@ def _among(genes: Sequence[str], wanted: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def _blocks(counts: Counts) -> Iterator[sp.csr_matrix[Any]]:
-    for low, high in row_ranges(np.diff(counts.indptr), _BLOCK_ENTRIES):
+    for low, high in row_ranges(counts.entries(), _BLOCK_ENTRIES):
         yield counts.rows(low, high)
 
 

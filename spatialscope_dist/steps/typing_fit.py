@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.location import is_remote
 from spatialscope_dist.options import IdentifyOptions
+from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import write_bytes
 from spatialscope_dist.store.frames import read_rows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from spatialscope_dist.celltypes.weights import SpotWeights
 
 Arrays = dict[str, NDArray[Any]]
+BY_BATCH = "n_cells", "exposure"  # of every spot, in arrays of which a batch reads its own rows
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,11 @@ def cache_batch(task: SectionTask, low: int, high: int, max_cells: int) -> dict[
         weights_field,
     )
 
-    model, spots = load(task.work / "model.npz"), load(task.work / "spots.npz", "n_cells", "exposure", "mean_weights")
+    model, mean = load(task.work / "model.npz"), load(task.work / "spots.npz", "mean_weights")["mean_weights"]
     counts = open_counts(task.ingest / "counts.zarr").rows(low, high)[:, model["columns"]].toarray().astype(np.int64)
-    n_cells = spots["n_cells"][low:high]
-    weights = known_weights(load(task.weights_file(low), "weights")["weights"], spots["mean_weights"])
+    n_cells, known = (np.asarray(open_array(task.work / f"{name}.zarr")[low:high]) for name in BY_BATCH)
+    weights = known_weights(load(task.weights_file(low), "weights")["weights"], mean)
     candidates = choose_candidates(weights, n_cells, max_cells=max_cells, max_multisets=task.options.max_multisets)
-    known = spots["exposure"][low:high]
     mixture = MixtureModel(model["profiles"], model["rna_per_cell"], _table(model), temper=float(model["temper"]))
     field = float(model["weights_field"]) * weights_field(weights, candidates)
     counts = np.where(known[:, None] > 0, counts, 0)

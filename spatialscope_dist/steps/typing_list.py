@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.randomness import spot_keys
-from spatialscope_dist.steps.typing_fit import SectionTask, batches, known_weights, load, save
+from spatialscope_dist.steps.typing_fit import BY_BATCH, SectionTask, batches, known_weights, load, save
 from spatialscope_dist.steps.typing_model import rna_of_types
+from spatialscope_dist.store.arrays import write_array
 from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_columns, read_frame, write_frame_parts
 
 _SLIDESEQ_CELLS = 2
 _CELLS_AT_ONCE = 1 << 16
+_SPOTS_PER_CHUNK = 1 << 14
 _COLUMNS = ["cell_id", "y_px", "x_px", "z_um", "nucleus_id", "cell_type"]
 
 
@@ -60,6 +62,8 @@ def list_cells(task: SectionTask, batch: int) -> dict[str, Any]:
     exposure = np.where(fitted, spots["total_counts"].to_numpy(float) * filled.sum(axis=1), 0.0)
     about = {"weights": filled, "mean_weights": mean, "exposure": exposure, "fitted": fitted, "lost": lost}
     save(task.work / "spots.npz", n_cells=n_cells, **about)
+    for name, values in zip(BY_BATCH, (n_cells, exposure), strict=True):
+        write_array(task.work / f"{name}.zarr", values, axes=("spot",), chunks=(_SPOTS_PER_CHUNK,))
     return {
         "cells": len(found.spot),
         "cells_from": found.source,

@@ -29,12 +29,16 @@ class Counts:
 
     path: Path
     genes: tuple[str, ...]
-    indptr: NDArray[np.int64]
+    n_rows: int
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, genes)."""
-        return len(self.indptr) - 1, len(self.genes)
+        return self.n_rows, len(self.genes)
+
+    def entries(self) -> NDArray[np.int64]:
+        """Return the number of stored entries of each row, (rows,)."""
+        return np.diff(np.asarray(_part(self.path, "indptr")[...]))
 
     def row_names(self, low: int, high: int) -> list[str]:
         """Return the names of rows low:high."""
@@ -43,11 +47,11 @@ class Counts:
 
     def rows(self, low: int, high: int) -> sp.csr_matrix[Any]:
         """Return rows low:high, (rows, genes), raw counts int32."""
-        start, stop = int(self.indptr[low]), int(self.indptr[high])
+        pointers = np.asarray(_part(self.path, "indptr")[low : high + 1])
+        start, stop = int(pointers[0]), int(pointers[-1])
         data = np.asarray(_part(self.path, "data")[start:stop])
         indices = np.asarray(_part(self.path, "indices")[start:stop])
-        indptr = self.indptr[low : high + 1] - start
-        return sp.csr_matrix((data, indices, indptr), shape=(high - low, len(self.genes)))
+        return sp.csr_matrix((data, indices, pointers - start), shape=(high - low, len(self.genes)))
 
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, sp.csr_matrix[Any]]]:
         """Yield (first row, counts) of consecutive blocks of rows."""
@@ -135,7 +139,7 @@ def write_counts(path: Path, counts: sp.csr_matrix[Any], row_names: Sequence[str
 
 def open_counts(path: Path) -> Counts:
     """Return the table of counts at `path`, its entries still on disk."""
-    return Counts(path, tuple(read_json(path / "genes.json")), np.asarray(_part(path, "indptr")[...]))
+    return Counts(path, tuple(read_json(path / "genes.json")), _part(path, "indptr").shape[0] - 1)
 
 
 def _part(path: Path, name: str) -> zarr.Array[Any]:

@@ -35,7 +35,7 @@ def test_counts_writer__whole_chunks_at_the_end(tmp_path: Path, monkeypatch: pyt
     table = sp.csr_matrix(np.arange(1, total + 1).reshape(total, 1)) if total else sp.csr_matrix((3, 1), dtype=int)
     write_counts(tmp_path / "t", table, [str(i) for i in range(table.shape[0])], ["a"])
     back = open_counts(tmp_path / "t")
-    assert back.indptr[-1] == total
+    assert back.entries().sum() == total
     assert (back.rows(0, back.shape[0]) != table).nnz == 0
 
 
