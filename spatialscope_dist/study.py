@@ -27,6 +27,7 @@ from spatialscope_dist.options import (
     VariableOptions,
 )
 from spatialscope_dist.panel import duplicates
+from spatialscope_dist.section_patterns import expand_patterns
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def _validate(raw: dict[str, Any], file: Path, output: Path, problems: list[Prob
     head = _model(StudyHead, raw.get("study", {}), "[study]", problems)
     sections = [
         _model(SectionSpec, entry, f"[[section]] {number + 1}", problems)
-        for number, entry in enumerate(_sections(raw, problems))
+        for number, entry in enumerate(expand_patterns(_sections(raw, problems), file.parent, problems))
     ]
     reference = _model(ReferenceSpec, raw.get("reference", {}), "[reference]", problems)
     given = {key: raw.get(key, {}) for key in StudyOptions.model_fields}

@@ -106,3 +106,25 @@ def test_load_study__no_section_has_the_name_of_the_stack(tmp_path: Path, monkey
     )
     with pytest.raises(BadInput, match="name of a stack"):
         load_study(write(tmp_path, sections + "[reference]\npath = 'r.h5ad'\n"))
+
+
+def test_load_study__a_pattern_is_one_section_for_each_match(tmp_path: Path) -> None:
+    (tmp_path / "slides").mkdir()
+    for name in ("s2", "s10", "s1.x"):
+        (tmp_path / "slides" / f"{name}.h5ad").touch()
+    head = '[[section]]\ncounts = "slides/s*.h5ad"\nimage = "he/{name}.tif"\npixel_size_um = 0.5\n'
+    study = load_study(write(tmp_path, head + "[reference]\npath = 'r.h5ad'\n"))
+    assert [section.name for section in study.sections] == ["s1.x", "s10", "s2"]
+    assert [section.counts for section in study.sections] == sorted((tmp_path / "slides").iterdir())
+    assert [section.image for section in study.sections] == [tmp_path / "he" / f"{s.name}.tif" for s in study.sections]
+    assert {section.pixel_size_um for section in study.sections} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [('counts = "none/*.h5ad"', "nothing that matches"), ('name = "A"\ncounts = "*.h5ad"', "Leave name out")],
+)
+def test_load_study__a_pattern_that_cannot_be_used_is_a_problem(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "a.h5ad").touch()
+    with pytest.raises(BadInput, match=message):
+        load_study(write(tmp_path, f"[[section]]\n{lines}\n[reference]\npath = 'r.h5ad'\n"))
