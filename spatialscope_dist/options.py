@@ -5,6 +5,7 @@ How a section is aligned is said in its own table of the study file.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -149,8 +150,13 @@ class TrainOptions(StageOptions):
     )
     width: int = Field(256, ge=16, description="hidden units")
     n_blocks: int = Field(2, ge=1, description="residual blocks")
-    max_steps: int = Field(2000, ge=1, description="optimiser steps of a network at most")
+    max_steps: int = Field(1800, ge=1, description="optimiser steps of a network at most")
     score_steps: int = Field(600, ge=1, description="optimiser steps of the score network at most")
+    score_network: Literal["mlp", "unet"] = Field(
+        "mlp", description="of the score model: residual MLP, or a 1-D convolutional U-Net over genes as published"
+    )
+    unet_channels: int = Field(32, ge=8, multiple_of=8, description="channels of the U-Net at full length")
+    unet_levels: int = Field(4, ge=1, description="levels of the U-Net; channels double, length halves")
     batch_cells: int = Field(256, ge=8, description="cells per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW; warmed up, then falling by a cosine")
     weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
@@ -161,6 +167,10 @@ class TrainOptions(StageOptions):
         0.1, ge=0, lt=1, description="largest rate of wrong types the count denoiser learns to work with"
     )
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of reference cells for early stopping")
+    start_from: Path | None = Field(
+        None, description="folder of a trained model of the same gene panel and sizes to go on from"
+    )
+    processes: int = Field(1, ge=1, le=4, description="workers that train a network together; never changes the result")
     check_every_steps: int = Field(100, ge=1, description="steps between evaluations on held-out cells")
     checkpoint_every_steps: int = Field(200, ge=1, description="steps between checkpoints; never changes the result")
     patience_checks: int = Field(4, ge=1, description="held-out evaluations without gain before stopping")

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spatialscope_dist.expression.profiles import ReferenceProfiles
 from spatialscope_dist.expression.residual_network import (
     Modulation,
     block_layers,
     dense,
+    draw_parameters,
     modulation,
     n_parameters,
     residual_blocks,
@@ -60,6 +62,10 @@ class DenoiserShape:
     def n_parameters(self) -> int:
         """Return the number of weights and biases."""
         return n_parameters(self.layers())
+
+    def draw(self, *, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Return untrained parameters by name; the output layer is zero."""
+        return draw_parameters(self.layers(), seed=seed)
 
 
 class TypeTables(NamedTuple):

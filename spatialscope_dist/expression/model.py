@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.expression.count_denoiser import DenoiserShape
+from spatialscope_dist.expression.gene_unet import UNetShape
 from spatialscope_dist.expression.profiles import ReferenceProfiles
-from spatialscope_dist.expression.score_network import NetworkShape, denoise
+from spatialscope_dist.expression.score_network import NetworkShape
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 _PROFILE = "profile."
-_SHAPES: dict[str, type[NetworkShape] | type[DenoiserShape]] = {"score": NetworkShape, "counts": DenoiserShape}
+Shape = NetworkShape | UNetShape | DenoiserShape
 
 
 @dataclass(frozen=True)
 class Network:
     """Sizes and averaged (EMA) weights, by name, of one network."""
 
-    shape: NetworkShape | DenoiserShape
+    shape: Shape
     parameters: Mapping[str, NDArray[np.float32]]
 
     @functools.cached_property
@@ -74,8 +75,11 @@ class ExpressionModel:
         """Return the score model's denoiser of rows whose cell types are `types`, (rows,)."""
         import torch
 
+        network = self.networks["score"]
+        assert not isinstance(network.shape, DenoiserShape)
         return Denoiser(
-            self.networks["score"].on(device),
+            network.shape,
+            network.on(device),
             torch.from_numpy(np.array(types, np.int64)).to(device),
             torch.from_numpy(np.array(self.profiles.mean_log)).to(device),
             self.noise_range,
@@ -86,6 +90,7 @@ class ExpressionModel:
 class Denoiser:
     """The network for a fixed set of rows; call it with noisy values and one noise level."""
 
+    shape: NetworkShape | UNetShape
     parameters: Mapping[str, Tensor]
     types: Tensor
     profiles: Tensor
@@ -103,7 +108,7 @@ class Denoiser:
         scaled = noisy if level <= trained else noisy * ((trained**2 + 1) ** 0.5 / (level**2 + 1) ** 0.5)
         levels = torch.full((len(noisy), 1), trained, dtype=noisy.dtype, device=noisy.device)
         with torch.no_grad():
-            return denoise(self.parameters, scaled, level=levels, types=self.types, profiles=self.profiles)
+            return self.shape.denoise(self.parameters, scaled, level=levels, types=self.types, profiles=self.profiles)
 
 
 def pack_model(model: ExpressionModel) -> tuple[bytes, dict[str, Any]]:
@@ -152,7 +157,7 @@ def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ExpressionModel
     tensors = load(weights)
     low, high = document["noise_range"]
     networks = {
-        kind: Network(_SHAPES[kind](**shape), _of_prefix(tensors, f"{kind}."))
+        kind: Network(_shape_of(kind, shape), _of_prefix(tensors, f"{kind}."))
         for kind, shape in document["networks"].items()
     }
     return ExpressionModel(
@@ -163,6 +168,12 @@ def unpack_model(weights: bytes, document: Mapping[str, Any]) -> ExpressionModel
         ReferenceProfiles(**_of_prefix(tensors, _PROFILE)),
         document["training"],
     )
+
+
+def _shape_of(kind: str, sizes: Mapping[str, int]) -> Shape:
+    if kind == "counts":
+        return DenoiserShape(**sizes)
+    return UNetShape(**sizes) if "channels" in sizes else NetworkShape(**sizes)
 
 
 def _of_prefix(tensors: Mapping[str, NDArray[np.float32]], prefix: str) -> dict[str, NDArray[np.float32]]:

@@ -19,11 +19,10 @@ from spatialscope_dist.expression.count_denoiser import (
     tell,
     type_tables,
 )
+from spatialscope_dist.expression.gene_unet import UNetShape
 from spatialscope_dist.expression.noise import loss_weight
-from spatialscope_dist.expression.profiles import ReferenceProfiles
-from spatialscope_dist.expression.residual_network import draw_parameters
-from spatialscope_dist.expression.score_network import NetworkShape, denoise
-from spatialscope_dist.expression.training_state import Arrays
+from spatialscope_dist.expression.profiles import CellRows, ReferenceProfiles
+from spatialscope_dist.expression.score_network import NetworkShape
 from spatialscope_dist.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -34,17 +33,6 @@ _SEEN = (0.02, 0.95)  # range of the share of a cell's counts that is seen
 _SPARSE_SHARE, _SPARSER = 0.25, 0.3  # a quarter of the samples sees three tenths of that
 _DOUBTFUL_SHARE = 0.5  # of the samples are told that their type may be wrong, and some are
 _HIDING_SHARE, _MOST_HIDDEN = 0.3, 0.6  # three tenths of the samples hide up to that share of the genes
-
-
-class CellRows(Protocol):
-    """Raw counts of cells, in memory or on disk."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(cells, genes)."""
-
-    def __getitem__(self, rows: Any) -> sp.csr_matrix:
-        """Return rows, (rows, genes), raw counts."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +70,8 @@ class Objective(Protocol):
         """Optimiser steps at most."""
 
     @property
-    def shape(self) -> NetworkShape | DenoiserShape:
+    def shape(self) -> NetworkShape | UNetShape | DenoiserShape:
         """Sizes of the network."""
-
-    def initial_parameters(self, seed: int) -> Arrays:
-        """Return untrained weights."""
 
     def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
         """Return the mean loss of these cells, with noise drawn from `random`."""
@@ -107,13 +92,12 @@ class ScoreMatching:
         return min(self.options.score_steps, self.options.max_steps)
 
     @property
-    def shape(self) -> NetworkShape:
+    def shape(self) -> NetworkShape | UNetShape:
         """Sizes of the network."""
-        return NetworkShape(self.data.counts.shape[1], self.options.width, self.options.n_blocks)
-
-    def initial_parameters(self, seed: int) -> Arrays:
-        """Return untrained weights."""
-        return draw_parameters(self.shape.layers(), seed=seed)
+        n_genes = self.data.counts.shape[1]
+        if self.options.score_network == "unet":
+            return UNetShape(n_genes, self.options.unet_channels, self.options.unet_levels)
+        return NetworkShape(n_genes, self.options.width, self.options.n_blocks)
 
     def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
         """Return the weighted mean squared error of denoised cells."""
@@ -124,7 +108,7 @@ class ScoreMatching:
         level = put(np.exp(random.uniform(low, high, (len(rows), 1))).astype(np.float32), self.device)
         noisy = clean + level * put(random.standard_normal(clean.shape, dtype=np.float32), self.device)
         mean_log = put(profiles.mean_log, self.device)
-        restored = denoise(parameters, noisy, level=level, types=put(types, self.device), profiles=mean_log)
+        restored = self.shape.denoise(parameters, noisy, level=level, types=put(types, self.device), profiles=mean_log)
         loss: Tensor = (loss_weight(level) * (restored - clean) ** 2).mean()
         return loss
 
@@ -171,10 +155,6 @@ class BinomialThinning:
     def shape(self) -> DenoiserShape:
         """Sizes of the network."""
         return DenoiserShape(self.data.counts.shape[1], self.options.width, self.options.n_blocks)
-
-    def initial_parameters(self, seed: int) -> Arrays:
-        """Return untrained weights."""
-        return draw_parameters(self.shape.layers(), seed=seed)
 
     def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
         """Return the mean negative log-likelihood of what was not seen."""

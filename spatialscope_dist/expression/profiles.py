@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,6 +13,17 @@ from spatialscope_dist.randomness import generator
 
 Array = NDArray[np.float32]
 _BLOCK = 4096
+
+
+class CellRows(Protocol):
+    """Raw counts of cells, in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells, genes)."""
+
+    def __getitem__(self, rows: Any) -> sp.csr_matrix:
+        """Return rows, (rows, genes), raw counts."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ def split_cells(types: NDArray[np.integer], *, share: float, seed: int) -> tuple
 
 
 def reference_profiles(
-    counts: sp.csr_matrix,
+    counts: CellRows,
     types: NDArray[np.integer],
     *,
     n_types: int,
@@ -119,7 +131,7 @@ class _Sums:
     log_squares: float = 0.0
 
 
-def _type_sums(counts: sp.csr_matrix, types: NDArray[np.integer], rows: NDArray[np.intp], *, n_types: int) -> _Sums:
+def _type_sums(counts: CellRows, types: NDArray[np.integer], rows: NDArray[np.intp], *, n_types: int) -> _Sums:
     # By blocks of cells: floating-point copies of the whole reference would take several times its size.
     shape = (n_types, counts.shape[1])
     sums = _Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape[1]), np.zeros(len(rows)))

@@ -46,10 +46,15 @@ class NetworkShape:
         """Return the number of weights and biases."""
         return n_parameters(self.layers())
 
+    def draw(self, *, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Return untrained parameters by name; the output layer is zero, so step 0 predicts the type mean."""
+        return draw_parameters(self.layers(), seed=seed)
 
-def initial_parameters(shape: NetworkShape, *, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Return untrained parameters by name; the output layer is zero, so step 0 predicts the type mean."""
-    return draw_parameters(shape.layers(), seed=seed)
+    def denoise(
+        self, parameters: Mapping[str, Tensor], noisy: Tensor, *, level: Tensor, types: Tensor, profiles: Tensor
+    ) -> Tensor:
+        """Return the expected noiseless value, (rows, genes): `denoise`."""
+        return denoise(parameters, noisy, level=level, types=types, profiles=profiles)
 
 
 def denoise(
@@ -60,7 +65,7 @@ def denoise(
     Parameters
     ----------
     parameters
-        weights and biases by name (`initial_parameters`).
+        weights and biases by name.
     noisy
         (rows, genes), noiseless value + level * standard normal.
     level

@@ -85,7 +85,7 @@ def fit(
         When the loss is no longer a number.
     """
     hooks, share = hooks or Hooks(), share or Share()
-    state = state or initial_state(objective.initial_parameters(seed))
+    state = state or initial_state(objective.shape.draw(seed=seed))
     run = _Run(objective, data, options, seed, state)
     started = time.perf_counter()
     while run.step < objective.max_steps and not run.state.stopped:

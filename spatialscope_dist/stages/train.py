@@ -1,28 +1,39 @@
-"""Stage `train`: the conditional score model of the study, trained on its reference; eq. (7)-(9)."""
+"""Stage `train`: the generative model of the study, trained on its reference: count denoiser, and eq. (7)-(9)."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from spatialscope_dist.errors import BadInput, Problem
 from spatialscope_dist.expression.count_denoiser import DenoiserShape
+from spatialscope_dist.expression.gene_unet import UNetShape
 from spatialscope_dist.expression.residual_network import TORCH_WORKER_BYTES, settle_torch
 from spatialscope_dist.options import TrainOptions
 from spatialscope_dist.panel import positions_in
+from spatialscope_dist.randomness import generator
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
-from spatialscope_dist.store.counts import Counts, open_counts
+from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.packed_rows import pack_rows
 from spatialscope_dist.store.switch import replacing_folder
 
 if TYPE_CHECKING:
+    from spatialscope_dist.expression.model import ExpressionModel
     from spatialscope_dist.expression.objectives import Objective, TrainingData
+    from spatialscope_dist.expression.training import Share
     from spatialscope_dist.expression.training_state import TrainingState
 
     Trained = dict[str, tuple[Objective, TrainingState]]  # by network
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
 NAME = "train"
 VERSION = 2
 _FILES = ("weights.safetensors", "model.json")
+_ROWS_AT_ONCE = 1024
+_QUALITY_CELLS, _FEWEST_FOR_QUALITY = 1000, 40
 _STORED_SHARE = 0.5  # of the panel's entries of a reference that are not zero, at most
 
 
@@ -45,34 +58,54 @@ def skip_reason(context: Context, item: str) -> str | None:
 
 def inputs(context: Context, item: str) -> dict[str, Any]:
     """Return the reference's key, the seed and the options a model depends on."""
+    options = context.study.options.train
     return {
         "reference": context.upstream_key("reference", "study"),
         "seed": context.study.seed,
-        "options": context.study.options.train.model_dump(mode="json", exclude={"checkpoint_every_steps"}),
+        "options": options.model_dump(mode="json", exclude={"checkpoint_every_steps", "processes", "start_from"}),
+        "start_from": None if options.start_from is None else _weights_of(options.start_from),
     }
+
+
+def _weights_of(folder: Path) -> str:
+    return str(read_json(folder / "model.json")["weights_sha256"])
 
 
 def plan(context: Context, item: str) -> StagePlan:
     """Return one task: the panel's counts, the network with its moments, and the activations of a batch."""
     options, facts, genes = context.study.options.train, context.facts, context.largest_panel()
     weights = 4 * DenoiserShape(genes, options.width, options.n_blocks).n_parameters()
-    counts = int(8 * _STORED_SHARE * facts.n_reference_cells * genes)
+    if options.score_network == "unet":
+        weights = max(weights, 4 * UNetShape(genes, options.unet_channels, options.unet_levels).n_parameters())
+    cells = 200 * facts.n_reference_cells  # names, types, sizes; counts stay on disk
+    block = int(24 * _STORED_SHARE * _ROWS_AT_ONCE * max(genes, facts.n_reference_genes))
     batch = 4 * options.batch_cells * (24 * genes + 24 * options.width * options.n_blocks)
-    peak = TORCH_WORKER_BYTES + 2 * counts + 12 * weights + 2 * batch + 8 * 12 * facts.n_types * genes
+    if options.score_network == "unet":
+        batch = max(batch, 12 * options.batch_cells * options.unet_channels * genes)
+    peak = TORCH_WORKER_BYTES + cells + block + 12 * weights + 2 * batch + 8 * 12 * facts.n_types * genes
     return StagePlan(tasks=1, peak_bytes=peak, disk_bytes=16 * weights + 30 * facts.n_types * genes)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
-    """Train on a worker; a run that was stopped goes on from its last checkpoint."""
+    """Train on a worker, or on several together; a run that was stopped goes on from its last checkpoint."""
     reference = context.upstream("reference", "study")
-    unit = {
+    unit: dict[str, Any] = {
         "reference": reference,
         "output": output,
         "options": context.study.options.train,
         "seed": context.study.seed,
     }
-    units = context.ledger.units(NAME, item, output)
-    done = context.pool.map(train_model, {"model": unit}, ledger_units=units, framework="torch", gpu=True)
+    reachable = isinstance(output, Path)  # processes meet by a file; object stores have none
+    together = min(context.study.options.train.processes, context.pool.settings.workers) if reachable else 1
+    if together == 1:
+        units = context.ledger.units(NAME, item, output)
+        done = context.pool.map(train_model, {"model": unit}, ledger_units=units, framework="torch", gpu=True)
+    else:
+        # No unit is committed alone: a process that went on by itself would wait for the others.
+        meeting = output / f".meeting_{time.time_ns()}"
+        ranks = {f"process_{rank}": unit | {"together": Together(meeting, rank, together)} for rank in range(together)}
+        done = context.pool.map(train_model, ranks, framework="torch", gpu=True)
+        done["model"] = done["process_0"]
     _publish_model(output, context.place.model)
     return StageOutcome(done=1, total=1, metrics=done["model"])
 
@@ -85,54 +118,136 @@ def _publish_model(output: Path, target: Path) -> None:
                 write_bytes(fresh / file.name, file.read_bytes())
 
 
-def train_model(*, reference: Path, output: Path, options: TrainOptions, seed: int) -> dict[str, Any]:
-    """Write model, curves and checkpoints and return what was reached; runs on a worker."""
+@dataclass(frozen=True)
+class Together:
+    """Which process of a joint training this is, and the file by which they find one another."""
+
+    meeting_place: Path
+    rank: int
+    n_processes: int
+
+
+def train_model(
+    *, reference: Path, output: Path, options: TrainOptions, seed: int, together: Together | None = None
+) -> dict[str, Any]:
+    """Write model, curves and checkpoints and return what was reached; runs on a worker.
+
+    Of several processes the first writes; the others only work out their share of every batch.
+    """
+    from spatialscope_dist.expression.process_exchange import joined
+
     settle_torch()
     genes = read_json(reference / "panel.json")["genes"]
     types = read_json(reference / "types.json")
-    data = read_training_data(reference, genes, types, share=options.held_out, seed=seed)
-    trained: Trained = {
-        name: _train_network(name, data, output, options=options, seed=seed) for name in options.networks
-    }
-    summary = _summary(trained, data, options=options, seed=seed)
-    _write_model(output, trained, data, genes=genes, types=types, options=options, summary=summary)
+    together = together or Together(output, 0, 1)
+    trained: Trained = {}
+    with _training_data(reference, genes, types, share=options.held_out, seed=seed) as data:
+        for name in options.networks:
+            meeting = together.meeting_place.with_name(f"{together.meeting_place.name}_{name}")
+            with joined(meeting, rank=together.rank, n_processes=together.n_processes) as share:
+                job = _Job(name, data, options, seed, output)
+                trained[name] = job.run(share, writes=together.rank == 0)
+        if together.rank > 0:
+            return {}
+        model = _model(trained, data, genes=genes, types=types, options=options)
+        summary = _summary(trained, data, options=options, seed=seed)
+        if "counts" in trained and len(data.held_out) >= _FEWEST_FOR_QUALITY:
+            summary["quality"] = _quality(model, data, seed=seed)
+    _write_model(output, model, options=options, summary=summary)
     write_json(output / "summary.json", summary)
     return summary
 
 
-def _train_network(
-    name: str, data: TrainingData, output: Path, *, options: TrainOptions, seed: int
-) -> tuple[Objective, TrainingState]:
-    from spatialscope_dist.expression.device import working_device
-    from spatialscope_dist.expression.objectives import OBJECTIVES
-    from spatialscope_dist.expression.training import fit
-    from spatialscope_dist.expression.training_state import Hooks, unpack_state
-
-    objective = OBJECTIVES[name](data, options, working_device())
-    saved = output / f"checkpoint_{name}.safetensors"
-    state = unpack_state(saved.read_bytes()) if saved.exists() else None
-    curve = _Curve(output, name, first=name == options.networks[0], upto=state.step if state else 0)
-    hooks = Hooks(row=curve.add, checkpoint=curve.save)
-    return objective, fit(objective, data, options, seed=seed, state=state, hooks=hooks)
-
-
-def read_training_data(reference: Path, genes: list[str], types: list[str], *, share: float, seed: int) -> TrainingData:
-    """Return the panel's counts of all reference cells, their types and the split (worker)."""
+@contextmanager
+def _training_data(
+    reference: Path, genes: list[str], types: list[str], *, share: float, seed: int
+) -> Iterator[TrainingData]:
+    """Yield the panel's counts of all reference cells, in a local file, with their types and the split (worker)."""
     from spatialscope_dist.expression.objectives import TrainingData
     from spatialscope_dist.expression.profiles import reference_profiles, split_cells
 
     place = {name: number for number, name in enumerate(types)}
     names = read_frame(reference / "cells.parquet", columns=["cell_type"])["cell_type"]
     codes = np.array([place[str(name)] for name in names], np.int64)
-    counts = _panel_counts(open_counts(reference / "reference.zarr"), genes)
-    train, held_out = split_cells(codes, share=share, seed=seed)
-    profiles = reference_profiles(counts, codes, n_types=len(types), rows=train)
-    return TrainingData(counts, codes, train, held_out, profiles)
+    table = open_counts(reference / "reference.zarr")
+    columns: NDArray[np.int64] = positions_in(table.genes, genes)
+    with TemporaryDirectory() as folder:
+        blocks = (sp.csr_matrix(block[:, columns]) for _, block in table.blocks(_ROWS_AT_ONCE))
+        counts = pack_rows(blocks, Path(folder) / "rows", n_genes=len(genes))
+        train, held_out = split_cells(codes, share=share, seed=seed)
+        profiles = reference_profiles(counts, codes, n_types=len(types), rows=train)
+        try:
+            yield TrainingData(counts, codes, train, held_out, profiles)
+        finally:
+            counts.close()
 
 
-def _panel_counts(counts: Counts, genes: list[str]) -> sp.csr_matrix:
-    columns: NDArray[np.int64] = positions_in(counts.genes, genes)
-    return sp.csr_matrix(sp.vstack([block[:, columns] for _, block in counts.blocks()], format="csr"))
+@dataclass(frozen=True)
+class _Job:
+    """The training of one network."""
+
+    name: str
+    data: TrainingData
+    options: TrainOptions
+    seed: int
+    output: Path
+
+    def run(self, share: Share, *, writes: bool) -> tuple[Objective, TrainingState]:
+        """Return the network's objective and its state after training."""
+        from spatialscope_dist.expression.device import working_device
+        from spatialscope_dist.expression.objectives import OBJECTIVES
+        from spatialscope_dist.expression.training import fit
+        from spatialscope_dist.expression.training_state import Hooks, unpack_state
+
+        objective = OBJECTIVES[self.name](self.data, self.options, working_device())
+        saved = self.output / f"checkpoint_{self.name}.safetensors"
+        state = unpack_state(saved.read_bytes()) if saved.exists() else self._given_start(objective)
+        curve = _Curve(
+            self.output, self.name, first=self.name == self.options.networks[0], upto=state.step if state else 0
+        )
+        hooks = Hooks(row=curve.add, checkpoint=curve.save) if writes else None
+        done = fit(objective, self.data, self.options, seed=self.seed, state=state, hooks=hooks, share=share)
+        return objective, done
+
+    def _given_start(self, objective: Objective) -> TrainingState | None:
+        from spatialscope_dist.expression.model import load_model
+        from spatialscope_dist.expression.training_state import initial_state
+
+        if self.options.start_from is None:
+            return None
+        given = load_model(self.options.start_from, _weights_of(self.options.start_from))
+        network = given.networks.get(self.name)
+        if network is None:
+            return None
+        if network.shape != objective.shape:
+            raise BadInput(
+                Problem(
+                    "train.start_from",
+                    f"a {self.name} network of {network.shape}",
+                    f"one of {objective.shape}",
+                    "Give a model of the same gene panel, width and blocks, or none.",
+                )
+            )
+        return initial_state({name: np.array(values) for name, values in network.parameters.items()})
+
+
+def _quality(model: ExpressionModel, data: TrainingData, *, seed: int) -> dict[str, Any]:
+    """Return how cells drawn from the count denoiser differ from held-out cells (worker)."""
+    from spatialscope_dist.expression.quality import generate_cells, measure_quality
+
+    random = generator(seed, "quality")
+    rows = np.sort(random.choice(data.held_out, min(len(data.held_out), _QUALITY_CELLS), replace=False))
+    types = data.types[rows].astype(np.int64)
+    by_type = {int(kind): data.train[data.types[data.train] == kind] for kind in np.unique(types)}
+    others = np.array([random.choice(by_type[int(kind)]) for kind in types])
+    found = measure_quality(
+        data.counts[rows].toarray().astype(np.float32),
+        types,
+        generated=generate_cells(model, types, seed=seed),
+        training=data.counts[others].toarray().astype(np.float32),
+        seed=seed,
+    )
+    return asdict(found)
 
 
 class _Curve:
@@ -179,27 +294,26 @@ def _summary(trained: Trained, data: TrainingData, *, options: TrainOptions, see
     }
 
 
-def _write_model(
-    output: Path,
-    trained: Trained,
-    data: TrainingData,
-    *,
-    genes: list[str],
-    types: list[str],
-    options: TrainOptions,
-    summary: dict[str, Any],
-) -> None:
-    from spatialscope_dist.expression.model import ExpressionModel, Network, pack_model
+def _model(
+    trained: Trained, data: TrainingData, *, genes: list[str], types: list[str], options: TrainOptions
+) -> ExpressionModel:
+    from spatialscope_dist.expression.model import ExpressionModel, Network
 
-    versions = {name: version(name) for name in ("spatialscope_dist", "torch", "numpy", "safetensors")}
-    model = ExpressionModel(
+    return ExpressionModel(
         genes=tuple(genes),
         types=tuple(types),
         networks={name: Network(objective.shape, state.best) for name, (objective, state) in trained.items()},
         noise_range=(options.noise_min, options.noise_max),
         profiles=data.profiles,
-        training=summary | {"options": options.model_dump(mode="json"), "versions": versions},
+        training={},
     )
-    weights, document = pack_model(model)
+
+
+def _write_model(output: Path, model: ExpressionModel, *, options: TrainOptions, summary: dict[str, Any]) -> None:
+    from spatialscope_dist.expression.model import pack_model
+
+    versions = {name: version(name) for name in ("spatialscope_dist", "torch", "numpy", "safetensors")}
+    kept = options.model_dump(mode="json", exclude={"checkpoint_every_steps", "processes", "start_from"})
+    weights, document = pack_model(replace(model, training=summary | {"options": kept, "versions": versions}))
     write_bytes(output / "weights.safetensors", weights)
     write_json(output / "model.json", document)

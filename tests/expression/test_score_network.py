@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 from spatialscope_dist.expression.noise import preconditioning
-from spatialscope_dist.expression.score_network import NetworkShape, denoise, initial_parameters
+from spatialscope_dist.expression.score_network import NetworkShape, denoise
 
 SHAPE = NetworkShape(n_genes=10, width=16, n_blocks=2)
 
 
 def network(seed=0, *, trained=False):
-    parameters = initial_parameters(SHAPE, seed=seed)
+    parameters = SHAPE.draw(seed=seed)
     if trained:
         parameters["genes_out.weight"] = np.random.default_rng(1).normal(0, 1, (10, 16)).astype(np.float32)
     return {name: torch.from_numpy(values) for name, values in parameters.items()}
@@ -23,11 +23,11 @@ def run(parameters, noisy, *, level=1.0, types=None, profiles=None):
     return denoise(parameters, noisy, level=torch.full((rows, 1), level), types=types, profiles=profiles)
 
 
-def test_initial_parameters__shapes_and_seed():
-    parameters = initial_parameters(SHAPE, seed=0)
+def test_draw__shapes_and_seed():
+    parameters = SHAPE.draw(seed=0)
     assert sum(values.size for values in parameters.values()) == SHAPE.n_parameters()
     assert {values.dtype for values in parameters.values()} == {np.dtype("float32")}
-    again, other = initial_parameters(SHAPE, seed=0), initial_parameters(SHAPE, seed=1)
+    again, other = SHAPE.draw(seed=0), SHAPE.draw(seed=1)
     assert all(np.array_equal(values, again[name]) for name, values in parameters.items())
     assert not np.array_equal(parameters["genes_in.weight"], other["genes_in.weight"])
 
@@ -63,7 +63,7 @@ def test_denoise__types_with_equal_profiles_are_equal():
 
 def test_denoise__a_row_has_the_same_bits_wherever_it_stands_in_a_full_batch():
     shape = NetworkShape(n_genes=101, width=64, n_blocks=2)
-    parameters = initial_parameters(shape, seed=0)
+    parameters = shape.draw(seed=0)
     parameters["genes_out.weight"] = np.random.default_rng(1).normal(0, 1, (101, 64)).astype(np.float32)
     tensors = {name: torch.from_numpy(values) for name, values in parameters.items()}
     noisy, types = torch.randn(192, 101), torch.arange(192) % 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from spatialscope_dist.engine.pool import Pool
+from spatialscope_dist.errors import BadInput
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.estimators import BLENDS
 from spatialscope_dist.expression.objectives import OBJECTIVES
@@ -130,10 +132,10 @@ def test_train_model__leaves_a_whole_model(small):
 
 
 def test_train_model__a_killed_run_goes_on_to_the_same_bytes(small, tmp_path):
-    data = train.read_training_data(small.reference, GENES[2:], TYPES, share=TRAIN.held_out, seed=0)
     saved = []
-    objective = OBJECTIVES["counts"](data, TRAIN, torch.device("cpu"))
-    fit(objective, data, TRAIN, seed=0, hooks=Hooks(checkpoint=lambda state: saved.append(pack_state(state))))
+    with train._training_data(small.reference, GENES[2:], TYPES, share=TRAIN.held_out, seed=0) as data:
+        objective = OBJECTIVES["counts"](data, TRAIN, torch.device("cpu"))
+        fit(objective, data, TRAIN, seed=0, hooks=Hooks(checkpoint=lambda state: saved.append(pack_state(state))))
     (tmp_path / "checkpoint_counts.safetensors").write_bytes(saved[1])  # killed after step 40, before the other network
     shutil.copy(small.model / "training.jsonl", tmp_path)
     train.train_model(reference=small.reference, output=tmp_path, options=TRAIN, seed=0)
@@ -141,6 +143,42 @@ def test_train_model__a_killed_run_goes_on_to_the_same_bytes(small, tmp_path):
         assert (tmp_path / name).read_bytes() == (small.model / name).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(5, 61, 5))
+
+
+def test_train_model__two_processes_give_the_same_bytes(small, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    jobs = [
+        context.Process(
+            target=train.train_model,
+            kwargs={
+                "reference": small.reference,
+                "output": tmp_path,
+                "options": TRAIN,
+                "seed": 0,
+                "together": train.Together(tmp_path / "meeting", rank, 2),
+            },
+        )
+        for rank in (0, 1)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(300)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    for name in ("weights.safetensors", "checkpoint_counts.safetensors", "checkpoint_score.safetensors"):
+        assert (tmp_path / name).read_bytes() == (small.model / name).read_bytes()
+
+
+def test_train_model__goes_on_from_a_given_model(small, tmp_path):
+    options = TRAIN.model_copy(update={"start_from": small.model, "max_steps": 5, "score_steps": 5})
+    train.train_model(reference=small.reference, output=tmp_path, options=options, seed=0)
+    first = json.loads((tmp_path / "training.jsonl").read_text().splitlines()[0])
+    cold = json.loads((small.model / "training.jsonl").read_text().splitlines()[0])
+    assert first["step"] == cold["step"] == 5
+    assert first["held_out"] < cold["held_out"]
+    other = options.model_copy(update={"width": 32})
+    with pytest.raises(BadInput, match=r"train\.start_from"):
+        train.train_model(reference=small.reference, output=tmp_path / "other", options=other, seed=0)
 
 
 @pytest.mark.parametrize("estimator", ["counts", "score", "shrinkage", "counts+proportional"])
