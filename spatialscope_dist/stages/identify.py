@@ -26,7 +26,7 @@ from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.study import SectionFacts
 
 NAME = "identify"
-VERSION = 5
+VERSION = 6
 _NOT_CONTENT = {"n_blocks", "batch_spots"}
 _WORK = ".work"  # no section has a name like that
 _DROPPED = ".work-dropped.json"
