@@ -106,6 +106,8 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         ranks = {f"process_{rank}": unit | {"together": Together(meeting, rank, together)} for rank in range(together)}
         done = context.pool.map(train_model, ranks, framework="torch", gpu=True)
         done["model"] = done["process_0"]
+        for left in output.glob(".meeting_*"):
+            left.unlink()
     _publish_model(output, context.place.model)
     return StageOutcome(done=1, total=1, metrics=done["model"])
 
