@@ -11,3 +11,4 @@ if "SPATIALSCOPE_DATA" in os.environ:
     for name in ("quality", "throughput", "invariance"):
         subprocess.run([sys.executable, "-m", "benchmarks.segmentation", name], check=True)
     subprocess.run([sys.executable, "-m", "benchmarks.typing_speed"], check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.expression_accuracy"], check=True)
