@@ -38,7 +38,8 @@ from spatialscope_dist.store.ledger import Ledger
 from spatialscope_dist.store.place import Place
 from spatialscope_dist.study import load_study
 
-BLOCKS, WORKERS, KILLED_ROUNDS, DELAY_S = (1, 4, 16, 64), (1, 2, 4), (2, 20), 0.05
+BLOCKS, WORKERS, KILLED_ROUNDS, DELAY_S = (1, 4, 16, 64), (1, 2, 4), (2, 14), 0.05
+FEW_SWEEPS = ["identify.gibbs_burn_in=3", "identify.gibbs_sweeps=12"]  # enough to show a difference
 
 
 class FaultyPool(Pool):
@@ -116,7 +117,7 @@ def measure(name: str) -> list[dict[str, Any]]:
 
 
 def _run(file: Path, place: Path, pool: Pool, *, blocks: int, number: int) -> dict[str, Any]:
-    study = load_study(file, output=place, settings=[f"identify.n_blocks={blocks}"])
+    study = load_study(file, output=place, settings=[*FEW_SWEEPS, f"identify.n_blocks={blocks}"])
     ledger, section = Ledger(Place(place).ledger), study.sections[0].name
     context = Context(study, Place(place), ledger, pool, Events(), read_facts(study))
     output = place / "work" / "identify" / section / f"run{number}"
