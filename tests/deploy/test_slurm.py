@@ -1,0 +1,115 @@
+"""The Slurm scripts, without Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from dask.utils import parse_bytes
+
+from spatialscope_dist.engine.cluster import ClusterSettings as Settings
+from spatialscope_dist.engine.cluster import _environment, close_client, open_client
+
+SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
+
+
+@pytest.fixture(scope="module")
+def workers() -> ModuleType:
+    pytest.importorskip("dask_jobqueue", reason="needs `pip install 'spatialscope_dist[deploy]'`")
+    spec = spec_from_file_location("slurm_workers", SLURM / "workers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.local_cluster
+@pytest.mark.parametrize("gpu", [False, True])
+def test_job_script__asks_for_what_the_worker_offers(workers: ModuleType, tmp_path: Path, gpu: bool) -> None:
+    job = workers.WorkerJob("short", hours=2, memory_gib=6, gpu=gpu)
+    with workers.open_cluster(job, tmp_path / "scheduler.json") as cluster:
+        script = cluster.job_script()
+    limit = re.search(r"--memory-limit (\S+)", script)
+    asked = re.search(r"^#SBATCH --mem=(\S+)$", script, flags=re.M)
+    assert limit is not None
+    assert asked is not None
+    assert parse_bytes(limit[1]) == 6 << 30
+    assert parse_bytes(asked[1] + "iB") == 7 << 30
+    assert "#SBATCH -p short" in script
+    assert "#SBATCH -t 2:00:00" in script
+    assert "--lifetime 110m" in script
+    assert "--nthreads 1" in script
+    assert ("#SBATCH --gpus=1" in script, "--resources GPU=1" in script) == (gpu, gpu)
+    exported = dict(re.findall(r"^export (\w+)=(.*)$", script, flags=re.M))
+    own = {name: value for name, value in _environment(None).items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    assert {name: exported.get(name) for name in own} == own
+
+
+@pytest.mark.local_cluster
+def test_scheduler_file__is_private__and_what_a_run_attaches_to(workers: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    with workers.open_cluster(workers.WorkerJob("short"), file) as cluster:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert json.loads(file.read_text())["address"] == cluster.scheduler_address
+        client = open_client(Settings(workers=1, memory_limit_bytes=1 << 30, scheduler=str(file)))
+        assert client.scheduler.address == cluster.scheduler_address
+        close_client(client)
+
+
+# Slurm's srun starts the command once per task with SLURM's variables set; this one starts it once.
+SRUN = '#!/bin/sh\n[ "$1" = --kill-on-bad-exit=0 ] && shift\nexec "$@"\n'
+# In place of the run: waits for a worker and notes what the script handed over, which is what is tested here.
+DRIVER = """#!{python}
+import json, os, sys
+from distributed import Client
+file = sys.argv[sys.argv.index("--scheduler") + 1]
+with Client(scheduler_file=file, timeout=60) as client:
+    client.wait_for_workers(1, timeout=60)
+    (worker,) = client.scheduler_info()["workers"].values()
+folder = os.path.dirname(file)
+noted = dict(arguments=sys.argv[1:], resources=worker["resources"], limit=worker["memory_limit"], folder=folder,
+    mode=os.stat(folder).st_mode & 0o777)
+json.dump(noted, open(os.environ["NOTED"], "w"))
+raise SystemExit(4)
+"""
+
+
+@pytest.mark.local_cluster
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_batch_script__starts_workers__hands_the_exit_code_on__and_leaves_nothing(tmp_path: Path) -> None:
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "dask").symlink_to(Path(sys.executable).with_name("dask"))
+    for name, text in {"srun": SRUN, "spatialscope": DRIVER.format(python=sys.executable)}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    given = {"VENV": str(tmp_path / "venv"), "SLURM_GPUS_PER_TASK": "1", "NOTED": str(tmp_path / "noted.json")}
+    command = ["bash", str(SLURM / "run.sbatch"), "study.toml", "out"]
+    environment = {**os.environ, **given, "SPATIALSCOPE_MEETING": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 4, done.stderr
+    noted = json.loads((tmp_path / "noted.json").read_text())
+    assert noted["arguments"][:4] == ["run", "study.toml", "--output", "out"]
+    assert noted["resources"] == {"GPU": 1}
+    assert noted["mode"] == 0o700
+    assert not Path(noted["folder"]).exists()
+
+
+def test_batch_script__memory_limit__is_below_what_is_asked_for() -> None:
+    text = (SLURM / "run.sbatch").read_text()
+    limit = re.search(r"--memory-limit (\S+)", text)
+    asked = re.search(r"^#SBATCH --mem-per-cpu=(\S+)$", text, flags=re.M)
+    assert limit is not None
+    assert asked is not None
+    assert parse_bytes(limit[1]) < parse_bytes(asked[1] + "iB")
