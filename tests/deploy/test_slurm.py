@@ -18,6 +18,7 @@ from dask.utils import parse_bytes
 
 from spatialscope_dist.engine.cluster import ClusterSettings as Settings
 from spatialscope_dist.engine.cluster import _environment, close_client, open_client
+from tests import small_study
 
 SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
 
@@ -67,43 +68,31 @@ def test_scheduler_file__is_private__and_what_a_run_attaches_to(workers: ModuleT
         close_client(client)
 
 
-# Slurm's srun starts the command once per task with SLURM's variables set; this one starts it once.
-SRUN = '#!/bin/sh\n[ "$1" = --kill-on-bad-exit=0 ] && shift\nexec "$@"\n'
-# In place of the run: waits for a worker and notes what the script handed over, which is what is tested here.
-DRIVER = """#!{python}
-import json, os, sys
-from distributed import Client
-file = sys.argv[sys.argv.index("--scheduler") + 1]
-with Client(scheduler_file=file, timeout=60) as client:
-    client.wait_for_workers(1, timeout=60)
-    (worker,) = client.scheduler_info()["workers"].values()
-folder = os.path.dirname(file)
-noted = dict(arguments=sys.argv[1:], resources=worker["resources"], limit=worker["memory_limit"], folder=folder,
-    mode=os.stat(folder).st_mode & 0o777)
-json.dump(noted, open(os.environ["NOTED"], "w"))
-raise SystemExit(4)
-"""
+# Slurm's srun starts the command once per task; this one starts it once, and notes it.
+SRUN = '#!/bin/sh\n[ "$1" = --kill-on-bad-exit=0 ] && shift\necho "$@" >"$NOTED"\nexec "$@"\n'
 
 
 @pytest.mark.local_cluster
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-def test_batch_script__starts_workers__hands_the_exit_code_on__and_leaves_nothing(tmp_path: Path) -> None:
+def test_batch_script__runs_a_study__and_leaves_nothing_behind(tmp_path: Path) -> None:
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
-    (programs / "dask").symlink_to(Path(sys.executable).with_name("dask"))
-    for name, text in {"srun": SRUN, "spatialscope": DRIVER.format(python=sys.executable)}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    given = {"VENV": str(tmp_path / "venv"), "SLURM_GPUS_PER_TASK": "1", "NOTED": str(tmp_path / "noted.json")}
-    command = ["bash", str(SLURM / "run.sbatch"), "study.toml", "out"]
-    environment = {**os.environ, **given, "SPATIALSCOPE_MEETING": str(tmp_path)}
+    for name in ("dask", "spatialscope"):
+        (programs / name).symlink_to(Path(sys.executable).with_name(name))
+    (programs / "srun").write_text(SRUN)
+    (programs / "srun").chmod(0o755)
+    meeting, noted = tmp_path / "meeting", tmp_path / "noted"
+    meeting.mkdir()
+    study = small_study.write_small_study(tmp_path / "input")
+    given = {"VENV": str(tmp_path / "venv"), "SLURM_GPUS_PER_TASK": "1", "NOTED": str(noted)}
+    command = ["bash", str(SLURM / "run.sbatch"), str(study), str(tmp_path / "out"), "--until", "ingest"]
+    environment = {**os.environ, **given, "SPATIALSCOPE_MEETING": str(meeting)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 4, done.stderr
-    noted = json.loads((tmp_path / "noted.json").read_text())
-    assert noted["arguments"][:4] == ["run", "study.toml", "--output", "out"]
-    assert noted["resources"] == {"GPU": 1}
-    assert noted["mode"] == 0o700
-    assert not Path(noted["folder"]).exists()
+    assert done.returncode == 0, done.stderr
+    assert "--resources GPU=1" in noted.read_text()
+    tasks = (tmp_path / "out" / "ledger" / "tasks.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in tasks} == {"ingest"}
+    assert list(meeting.iterdir()) == []
 
 
 def test_batch_script__memory_limit__is_below_what_is_asked_for() -> None:
