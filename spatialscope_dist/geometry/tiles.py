@@ -154,7 +154,8 @@ class WindowGrid:
 
     def _pieces(self, start: int, stop: int, length: int, halo: int) -> list[Span]:
         size = min(self.window, length)
-        halo = min(halo, max(self.halo, (self.window - self.halo) // 2))
+        # Origins are cut down to the alignment: what is left of a window beside both halos must be more than that.
+        halo = min(halo, max(self.halo, (self.window - max(self.halo, self.align)) // 2))
         n_pieces = -(-(stop - start) // (self.window - 2 * halo - self.align + 1)) if size < length else 1
         cuts = [start + (stop - start) * number // n_pieces for number in range(n_pieces + 1)]
         origins = [min(max(0, (cut - halo) // self.align * self.align), length - size) for cut in cuts[:-1]]

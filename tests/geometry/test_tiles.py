@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spatialscope_dist.geometry.tiles import Box, WindowGrid, shard_boxes, window_spans
@@ -63,9 +63,10 @@ def test_window_grid__windows_are_fixed_aligned_and_hold_their_halo(grid: Window
 
 
 @settings(deadline=None)
+@example(grid=WindowGrid((1, 81), window=80, halo=0, align=16), halo=33)
 @given(grid=grids, halo=st.integers(0, 40))
 def test_pieces__share_the_core_and_see_more(grid: WindowGrid, halo: int) -> None:
-    wider = min(halo, max(grid.halo, (grid.window - grid.halo) // 2))
+    wider = min(halo, max(grid.halo, (grid.window - max(grid.halo, grid.align)) // 2))
     for window in grid:
         owned = np.zeros(grid.shape, int)
         for piece in grid.pieces(window, halo):
