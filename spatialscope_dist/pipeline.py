@@ -14,15 +14,13 @@ from spatialscope_dist.engine.pool import Pool
 from spatialscope_dist.engine.workers import require_bokeh
 from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan, SpatialScopeError
 from spatialscope_dist.location import is_remote, storage_errors
-from spatialscope_dist.publishing import publish
+from spatialscope_dist.publishing import PUBLISHED_AFTER, projected_bytes, publish
 from spatialscope_dist.running import Summary, fallen_sections, run_stage, without_fallen_sections
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage
 from spatialscope_dist.store.ledger import Ledger, content_key
 from spatialscope_dist.store.place import Place, held, require_writable
 from spatialscope_dist.study import Facts, Study
-
-_PUBLISH_AFTER = ("identify", "decompose")
 
 
 def stage_module(name: str) -> Stage:
@@ -150,7 +148,7 @@ def _run_stages(
         for name in chosen:
             with context.pool.workers.reported(None if reports is None else reports / f"{name}.html"):
                 run_stage(stage_module(name), context, summary, planned[name]["peak_bytes"])
-            if name in _PUBLISH_AFTER or name == chosen[-1]:
+            if name in PUBLISHED_AFTER or name == chosen[-1]:
                 publish(context)
     finally:
         context.pool.close()
@@ -264,9 +262,10 @@ def _key(stage: Stage, context: Context, item: str) -> str:
 
 def _stage_plan(stage: Stage, context: Context) -> dict[str, int]:
     plans = [stage.plan(context, item) for item in stage.items(context) if stage.skip_reason(context, item) is None]
+    published = [projected_bytes(context)] if plans and stage.NAME in PUBLISHED_AFTER else []
     return {
         "tasks": sum(one.tasks for one in plans),
-        "peak_bytes": max((one.peak_bytes for one in plans), default=0),
+        "peak_bytes": max([*(one.peak_bytes for one in plans), *published], default=0),
         "disk_bytes": sum(one.disk_bytes for one in plans),
     }
 

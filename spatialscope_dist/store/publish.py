@@ -146,28 +146,31 @@ def _cells_per_spot(sources: SectionSources, spots: pd.DataFrame) -> NDArray[np.
 def _cells_table(sources: SectionSources, path: Path) -> Any:
     import anndata
 
-    cells = read_frame(path)
-    names = cells["cell_id"].to_numpy(object)
-    obs = pd.DataFrame({"cell_id": names, "spot_id": cells["spot_id"].to_numpy(object)}, index=names)
-    obs["section"] = pd.Categorical(cells["section"])
+    def column(name: str) -> pd.Series[Any]:
+        # One by one: the text of millions of cells takes far more as a frame than as categories.
+        return read_frame(path, columns=[name])[name]
+
+    names = column("cell_id").to_numpy(object)
+    obs = pd.DataFrame({"cell_id": names, "spot_id": column("spot_id").to_numpy(object)}, index=names)
+    obs["section"] = pd.Categorical(column("section"))
     for name in ("cell_type", "cell_type_map", "cell_type_positional", "cell_type_composition"):
-        obs[name] = pd.Categorical(cells[name], categories=sources.types)
+        obs[name] = pd.Categorical(column(name), categories=sources.types)
     for name in ("confidence", "margin"):
-        obs[name] = cells[name].to_numpy(float)
-    obs["status"] = pd.Categorical(_status(sources, cells))
+        obs[name] = column(name).to_numpy(float)
+    obs["status"] = pd.Categorical(_status(sources, column("status"), obs["spot_id"]))
     if sources.segment is not None:
-        obs["nucleus_id"] = cells["nucleus_id"].to_numpy(np.int64)
+        obs["nucleus_id"] = column("nucleus_id").to_numpy(np.int64)
         obs = obs.assign(**_measures(sources.segment, obs["nucleus_id"].to_numpy()))
-    flat = cells["z_um"].nunique() <= 1
-    places = cells[["x_um", "y_um"] if flat else ["x_um", "y_um", "z_um"]].to_numpy(float)
-    del cells
+    places = read_frame(path, columns=["x_um", "y_um", "z_um"])
+    if places["z_um"].nunique() <= 1:
+        places = places[["x_um", "y_um"]]
     if sources.decompose is None:
         table = anndata.AnnData(obs=obs)
     else:
         var = pd.DataFrame(_panel_columns(sources), index=sources.genes)
         table = anndata.AnnData(_lazy(sources.decompose / "mean.zarr"), obs=obs, var=var)
         table.layers["sd"] = _lazy(sources.decompose / "sd.zarr")
-    table.obsm["spatial"] = places
+    table.obsm["spatial"] = places.to_numpy(float)
     table.uns["spatialscope"] = _plain_notes(sources.notes)
     if sources.segment is None:
         return _annotate(table, "cell_centres", "cell_id")
@@ -180,14 +183,13 @@ def _measures(segment: Path, nuclei: NDArray[np.int64]) -> dict[str, NDArray[np.
     return {f"nucleus_{name}": measured[name].to_numpy()[nuclei - 1] for name in measured}
 
 
-def _status(sources: SectionSources, cells: pd.DataFrame) -> NDArray[np.object_]:
+def _status(sources: SectionSources, typed: pd.Series[Any], spot_ids: pd.Series[Any]) -> NDArray[np.object_]:
     """Return the status of each cell, (cells,): that of its decomposition when that failed."""
-    typed = cells["status"].to_numpy(object)
     if sources.decompose is None:
-        return typed
+        return typed.to_numpy(object)
     by_spot = read_frame(sources.decompose / "spots.parquet").set_index("spot_id")["status"]
-    expressed = cells["spot_id"].map(by_spot).fillna("ok").to_numpy(object)
-    return np.where(expressed == "ok", typed, expressed)
+    expressed = spot_ids.map(by_spot).fillna("ok").to_numpy(object)
+    return np.where(expressed == "ok", typed.to_numpy(object), expressed)
 
 
 def _lazy(path: Path) -> Any:
