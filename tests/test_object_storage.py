@@ -36,6 +36,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
         for name, value in running.environment.items():
             patch.setenv(name, value)
         yield running
+        for files in s3fs.S3FileSystem._cache.values():
+            if getattr(files, "_s3", None) is not None:  # left open, it complains when the process ends
+                s3fs.S3FileSystem.close_session(files.loop, files._s3)
         s3fs.S3FileSystem.clear_instance_cache()
 
 
