@@ -16,7 +16,7 @@ from benchmarks.typing_studies import Bench
 from spatialscope_dist.celltypes import labelling, multisets, potts, signatures
 from spatialscope_dist.celltypes.adaptation import SpotSample
 from spatialscope_dist.celltypes.likelihood import LikelihoodTable
-from spatialscope_dist.celltypes.marginals import sample_marginals
+from spatialscope_dist.celltypes.marginals import Samples, sample_marginals
 from spatialscope_dist.celltypes.overdispersion import sample_spots
 from spatialscope_dist.celltypes.platform_effect import platform_effect
 from spatialscope_dist.celltypes.platform_match import match_platforms, trust
@@ -222,7 +222,8 @@ def _sweep(
     if options.gibbs_sweeps:
         cells = [(block.cells, block.cells)]
         kept = {"burn_in": options.gibbs_burn_in, "kept": options.gibbs_sweeps}
-        sums = sample_marginals(run, cells, best, n_slots=candidates.shape[1], **kept)
+        *_, samples = sample_marginals(run, cells, Samples.begin(best, n_slots=candidates.shape[1]), **kept)
+        sums = samples.sums
     found = labelling.label_cells(sums, candidates, start, n_types=weights.shape[1])
     labels = {"map": best, "positional": found.positional, "composition": found.composition}
     return labels, found.proportions

@@ -175,8 +175,9 @@ def _sweep(
     clock.time("ICM", descend)
     kept: dict[str, Any] = {"burn_in": OPTIONS.gibbs_burn_in, "kept": OPTIONS.gibbs_sweeps}
     whole = [(block.cells, block.cells)]
-    seen = clock.time("Gibbs", marginals.sample_marginals, sample, whole, labels, n_slots=types.shape[1], **kept)
-    clock.time("labels", labelling.label_cells, seen, types, cell_start, n_types=len(profiles))
+    samples = marginals.Samples.begin(labels, n_slots=types.shape[1])
+    clock.time("Gibbs", lambda: list(marginals.sample_marginals(sample, whole, samples, **kept)))
+    clock.time("labels", labelling.label_cells, samples.sums, types, cell_start, n_types=len(profiles))
     return len(of_cell)
 
 

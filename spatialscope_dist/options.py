@@ -130,6 +130,9 @@ class IdentifyOptions(StageOptions):
     max_sweeps: int = Field(30, ge=1, description="ICM sweeps at most")
     gibbs_sweeps: int = Field(60, ge=0, description="kept Gibbs sweeps for the marginals")
     gibbs_burn_in: int = Field(15, ge=0, description="Gibbs sweeps dropped")
+    checkpoint_every_sweeps: int = Field(
+        5, ge=1, description="sweeps between checkpoints of the labels; never changes the result"
+    )
     max_multisets: int = Field(
         3000, ge=1, description="label multisets per spot; the weakest candidate type is dropped beyond it"
     )
@@ -214,6 +217,12 @@ class DecomposeOptions(StageOptions):
     )
     langevin_final_step: bool = Field(default=False, description="one more noiseless step, as the authors' program")
     rows_per_shard: int = Field(1024, ge=16, description="cells per output shard = per task; never changes the result")
+    quantiles: tuple[Annotated[float, Field(ge=0.001, le=0.999)], ...] = Field(
+        (0.05, 0.95), description="levels of the quantiles of each cell's counts that are written; [] for none"
+    )
+    quantile_draws: int = Field(
+        20, ge=20, description="integer draws a quantile comes from, of each estimator in a blend"
+    )
     calibration_spots: int = Field(
         120, ge=10, description="spots simulated from held-out reference cells to choose the estimator"
     )

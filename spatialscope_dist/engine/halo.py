@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,15 @@ class HaloBlock:
 
 @dataclass
 class SweepHistory:
-    """The state after the last sweep, and what each sweep changed and summed."""
+    """The state after the last sweep, what each sweep changed, and what the blocks that ran in it said.
+
+    `touched` marks the ids that the last sweep changed; None before the first.
+    """
 
     state: NDArray[Any]
     changes: list[int] = field(default_factory=list)
     extras: list[list[Any]] = field(default_factory=list)
+    touched: NDArray[np.bool_] | None = None
 
     @property
     def stable(self) -> bool:
@@ -35,33 +39,26 @@ class SweepHistory:
 def sweep_blocks(
     run: Callable[[list[dict[str, Any]]], list[Any]],
     blocks: Sequence[HaloBlock],
-    state: NDArray[Any],
+    history: SweepHistory,
     *,
     max_sweeps: int,
-) -> SweepHistory:
-    """Return the history of sweeps until nothing changes or `max_sweeps` is reached.
+) -> Iterator[SweepHistory]:
+    """Yield the history, grown by one sweep each time, until nothing changes or there are `max_sweeps`.
 
     `run` maps a list of arguments to results `(changed global ids, new values, extra)` in order.
     Every block of a sweep sees the state the sweep began with; a block whose inputs did not
-    change in the last sweep is not run again, because its output could not change either.
+    change in the last sweep rests, because its output could not change either. A history that was
+    kept goes on as if it had never stopped, over whatever blocks.
     """
-    history = SweepHistory(state.copy())
-    last: list[Any] = [None] * len(blocks)
-    touched = np.ones(len(state), dtype=bool)
-    for sweep in range(max_sweeps):
-        active = [number for number, block in enumerate(blocks) if last[number] is None or touched[block.reads].any()]
-        calls = [{**blocks[n].arguments, "state": history.state[blocks[n].reads], "sweep": sweep} for n in active]
-        for number, result in zip(active, run(calls), strict=True):
-            last[number] = result
-        touched = np.zeros(len(state), dtype=bool)
+    while len(history.changes) < max_sweeps and not history.stable:
+        touched, sweep = history.touched, len(history.changes)
+        active = [block for block in blocks if touched is None or touched[block.reads].any()]
+        results = run([{**block.arguments, "state": history.state[block.reads], "sweep": sweep} for block in active])
         new = history.state.copy()
-        for number in active:
-            ids, values, _ = last[number]
+        for ids, values, _ in results:
             new[ids] = values
-        touched = new != history.state
+        history.touched = new != history.state
         history.state = new
-        history.changes.append(int(touched.sum()))
-        history.extras.append([result[2] for result in last])
-        if history.stable:
-            break
-    return history
+        history.changes.append(int(history.touched.sum()))
+        history.extras.append([extra for _, _, extra in results])
+        yield history

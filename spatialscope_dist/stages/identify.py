@@ -27,7 +27,7 @@ from spatialscope_dist.study import SectionFacts
 
 NAME = "identify"
 VERSION = 6
-_NOT_CONTENT = {"n_blocks", "batch_spots"}
+_NOT_CONTENT = {"n_blocks", "batch_spots", "checkpoint_every_sweeps"}
 _WORK = ".work"  # no section has a name like that
 _DROPPED = ".work-dropped.json"
 _CELLS_PER_BLOCK = 500_000
@@ -132,6 +132,8 @@ def _n_blocks(wanted: int, n_cells: int) -> int:
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
     """Fit every section, list its cells, sweep over all of them, write the labels.
+
+    Units that are done, and sweeps that were kept, are not done again.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from spatialscope_dist.location import is_remote
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.counts import open_counts
-from spatialscope_dist.store.documents import write_bytes
+from spatialscope_dist.store.documents import replacing
 from spatialscope_dist.store.frames import read_rows
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ class SectionTask:
 
 def save(path: Path, **arrays: Any) -> None:
     """Write arrays to one file, atomically."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load(path: Path, *names: str) -> Arrays:

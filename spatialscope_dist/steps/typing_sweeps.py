@@ -14,6 +14,7 @@ from spatialscope_dist.engine.halo import HaloBlock, SweepHistory, sweep_blocks
 from spatialscope_dist.location import located
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.randomness import key_of, spot_keys
+from spatialscope_dist.steps.typing_checkpoints import keep_descent, keep_samples, read_descent, read_samples
 from spatialscope_dist.steps.typing_fit import Arrays, SectionTask, batches, load, save
 from spatialscope_dist.store.arrays import load_npy
 from spatialscope_dist.store.frames import read_frame
@@ -177,6 +178,7 @@ def _cache_of(task: SweepTask, spots: NDArray[np.int64], graph: Arrays) -> Any:
 def sweep_all(task: SweepTask, run: Runner) -> dict[str, Any]:
     """Write the labels and how often each was seen; return energies and changes per sweep.
 
+    Sweeps that were kept before a kill are not done again.
     `run` maps a function over a list of arguments, in order: on workers, or right here.
     """
     graph = load(task.work / f"graph-{task.n_blocks}.npz", "labels", "candidates", "mean_degree")
@@ -214,7 +216,11 @@ def _descend(
     def one_round(calls: list[dict[str, Any]]) -> list[Any]:
         return run(descend, calls)
 
-    return sweep_blocks(one_round, blocks, labels, max_sweeps=task.options.max_sweeps)
+    history, every = read_descent(task.work, labels), task.options.checkpoint_every_sweeps
+    for _ in sweep_blocks(one_round, blocks, history, max_sweeps=task.options.max_sweeps):
+        if history.stable or len(history.changes) % every == 0:
+            keep_descent(task.work, history)
+    return history
 
 
 def _sample(
@@ -238,14 +244,13 @@ def _sample(
         ]
         return run(sample, arguments)
 
-    return sample_marginals(
-        one_round,
-        [(cells, cells[_own(path)]) for path, cells in zip(task.blocks, reads, strict=True)],
-        labels,
-        n_slots=candidates.shape[1],
-        burn_in=task.options.gibbs_burn_in,
-        kept=task.options.gibbs_sweeps,
-    )
+    blocks = [(cells, cells[_own(path)]) for path, cells in zip(task.blocks, reads, strict=True)]
+    samples, every = read_samples(task.work, labels, n_slots=candidates.shape[1]), task.options.checkpoint_every_sweeps
+    burn_in, kept = task.options.gibbs_burn_in, task.options.gibbs_sweeps
+    for _ in sample_marginals(one_round, blocks, samples, burn_in=burn_in, kept=kept):
+        if samples.sweeps % every == 0:
+            keep_samples(task.work, samples)
+    return samples.sums
 
 
 def _own(path: Path) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from spatialscope_dist.celltypes.labelling import label_cells
 from spatialscope_dist.celltypes.likelihood import likelihood_table
-from spatialscope_dist.celltypes.marginals import sample_marginals
+from spatialscope_dist.celltypes.marginals import Samples, sample_marginals
 from spatialscope_dist.celltypes.multisets import (
     Candidates,
     MixtureModel,
@@ -83,8 +83,9 @@ def _type_cells(bench: dict[str, Any]):
             for one, call in zip(swept, calls, strict=True)
         ]
 
-    seen = sample_marginals(run, [(block.cells, block.cells)], labels, n_slots=of_cell.shape[1], burn_in=15, kept=60)
-    return labels, label_cells(seen, of_cell, cell_start, n_types=len(profiles)), weights
+    start = Samples.begin(labels, n_slots=of_cell.shape[1])
+    *_, samples = sample_marginals(run, [(block.cells, block.cells)], start, burn_in=15, kept=60)
+    return labels, label_cells(samples.sums, of_cell, cell_start, n_types=len(profiles)), weights
 
 
 def _errors(bench: dict[str, Any], labels: np.ndarray) -> tuple[float, float]:

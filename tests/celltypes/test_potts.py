@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatialscope_dist.celltypes.keyed_random import philox_words
-from spatialscope_dist.celltypes.marginals import sample_marginals
+from spatialscope_dist.celltypes.marginals import Samples, sample_marginals
 from spatialscope_dist.celltypes.multisets import (
     QUANTUM,
     Candidates,
@@ -28,7 +28,7 @@ from spatialscope_dist.celltypes.potts import (
     updated_spots,
 )
 from spatialscope_dist.celltypes.spot_updates import Prior
-from spatialscope_dist.engine.halo import HaloBlock, sweep_blocks
+from spatialscope_dist.engine.halo import HaloBlock, SweepHistory, sweep_blocks
 from spatialscope_dist.geometry.blocks import assign_blocks, sweep_closure
 from spatialscope_dist.geometry.colouring import greedy_colouring
 from spatialscope_dist.geometry.neighbours import quotient_graph, radius_graph
@@ -106,7 +106,8 @@ class Tissue:
             return results
 
         halo = [HaloBlock(block.cells, {"number": number}) for number, block in enumerate(blocks)]
-        return sweep_blocks(run, halo, self.labels, max_sweeps=max_sweeps)
+        *_, history = sweep_blocks(run, halo, SweepHistory(self.labels), max_sweeps=max_sweeps)
+        return history
 
     def marginals(self, n_blocks, *, burn_in=3, kept=10, reverse=False):
         blocks = self.blocks(n_blocks)
@@ -122,7 +123,9 @@ class Tissue:
 
         cells = [(block.cells, block.cells[own_cells(block)]) for block in blocks]
         slots = self.cache.candidates.types.shape[1]
-        return sample_marginals(run, cells, self.labels, n_slots=slots, burn_in=burn_in, kept=kept)
+        start = Samples.begin(self.labels, n_slots=slots)
+        *_, samples = sample_marginals(run, cells, start, burn_in=burn_in, kept=kept)
+        return samples.sums
 
 
 def test_philox_words__same_bits_as_the_vectorised_ones():

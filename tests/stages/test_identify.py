@@ -132,11 +132,11 @@ class Case:
         facts = Facts({name: SectionFacts(SPOTS, 52, 3000, 190) for name in self.names}, 240, 60, 4)
         return Context(study, Place(self.root), self.ledger, self.pool, Events(), facts)
 
-    def run(self, folder: str, **options: Any) -> tuple[Any, Path]:
+    def run(self, folder: str, *, resumed: bool = False, **options: Any) -> tuple[Any, Path]:
         context = self.context(**options)
         (item,) = identify.items(context)
         output = self.root / "work" / "identify" / item / folder
-        output.mkdir(parents=True)
+        output.mkdir(parents=True, exist_ok=resumed)
         return identify.run(context, item, output), output
 
 
