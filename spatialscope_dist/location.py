@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import PlainSerializer, PlainValidator
 
-from spatialscope_dist.errors import BadInput, Problem, StoreError
+from spatialscope_dist.errors import BadInput, Problem
 
 _IN_PART = 1 << 20  # bytes fetched around what is read of an object that is read by region
 
@@ -114,37 +112,34 @@ def files_below(path: Path) -> list[Path]:
 def local_copy(path: Path) -> Path:
     """Return a path on this machine with the content of a file or folder.
 
-    What lies in an object store is fetched once and kept in this machine's cache, under a name made from its URL,
-    sizes and versions; a copy is there whole or not at all.
+    What lies in an object store is fetched once and kept in this machine's cache (`fetched.py`), under a name made
+    from its URL, sizes and versions; a copy is there whole or not at all.
 
     Raises
     ------
     FileNotFoundError
         When there is nothing at the URL.
     OSError
-        When less arrives than the store holds, or there is no room for it.
+        When less arrives than the store holds.
+    StoreError
+        When there is no room for it.
     """
     if not is_remote(path):
         return path
+    from spatialscope_dist.fetched import kept_copy
+
     remote = cast(Any, path)
     found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
     if not found:
         raise FileNotFoundError(f"nothing at {path}")
     about = json.dumps({name: [info["size"], _version(info)] for name, info in found.items()}, sort_keys=True)
-    cache = _cache()
-    kept = cache / hashlib.sha256(f"{path}\x1f{about}".encode()).hexdigest()[:32] / path.name
-    if kept.exists():
-        return kept
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as fresh:
+    key = hashlib.sha256(f"{path}\x1f{about}".encode()).hexdigest()[:32]
+
+    def fetch(target: Path) -> None:
         for name, info in found.items():
-            _fetch(remote, name, Path(fresh) / f"{path.name}{name.removeprefix(remote.path.rstrip('/'))}", info["size"])
-        kept.parent.mkdir(exist_ok=True)
-        try:
-            (Path(fresh) / path.name).rename(kept)
-        except OSError:
-            if not kept.exists():  # else another process was first
-                raise
-    return kept
+            _fetch(remote, name, Path(f"{target}{name.removeprefix(remote.path.rstrip('/'))}"), info["size"])
+
+    return kept_copy(key, path.name, sum(info["size"] for info in found.values()), fetch)
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -158,13 +153,3 @@ def _fetch(remote: Any, name: str, target: Path, size: int) -> None:
     remote.fs.get_file(name, str(target))
     if target.stat().st_size != size:
         raise OSError(f"{target.stat().st_size} bytes of {name} arrived, the store holds {size}")
-
-
-def _cache() -> Path:
-    """Return the folder for fetched files: `SPATIALSCOPE_CACHE`, or one in the machine's temporary folder."""
-    chosen = os.environ.get("SPATIALSCOPE_CACHE")
-    folder = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"spatialscope-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise StoreError(f"{folder} belongs to another user. Set SPATIALSCOPE_CACHE to a folder of your own.")
-    return folder

@@ -15,9 +15,10 @@ import pytest
 
 _PROGRAM = """
 import sys
-from logging import ERROR, getLogger
+from logging import ERROR, INFO, basicConfig, getLogger
 from moto.server import ThreadedMotoServer
-getLogger("werkzeug").setLevel(ERROR)
+basicConfig(filename=sys.argv[1] or None)
+getLogger("werkzeug").setLevel(INFO if sys.argv[1] else ERROR)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 host, port = server.get_host_and_port()
@@ -48,16 +49,12 @@ class ObjectStore:
 
 
 @contextmanager
-def served(cache: Path, *, checks_credentials: bool = False) -> Iterator[ObjectStore]:
-    """Yield a server with one bucket; files that are fetched are kept in `cache`.
-
-    A server that checks credentials lets the bucket be made and knows nobody after that.
-    """
+def served(cache: Path, *, log: Path | None = None) -> Iterator[ObjectStore]:
+    """Yield a server with one bucket; files that are fetched are kept in `cache`, requests noted in `log`."""
     pytest.importorskip("moto.server", reason="moto's server is not installed")
-    program = [sys.executable, "-c", _PROGRAM]
-    environment = {**os.environ, **({"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if checks_credentials else {})}
+    program = [sys.executable, "-c", _PROGRAM, str(log or "")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(program, env=environment, text=True, **pipes) as process:
+    with subprocess.Popen(program, text=True, **pipes) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         keys = {
@@ -65,7 +62,6 @@ def served(cache: Path, *, checks_credentials: bool = False) -> Iterator[ObjectS
             "AWS_SECRET_ACCESS_KEY": "kept-out-of-files",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        keys |= {"AWS_DEFAULT_REGION": "us-east-1"}
         place = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "SPATIALSCOPE_CACHE": str(cache)}
         store = ObjectStore(address, {**os.environ, **keys, **place})
         store.files().mkdir(store.bucket)

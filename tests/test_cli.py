@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,19 +125,6 @@ def test_run__interrupted_is_exit_130_and_says_how_to_go_on(tmp_path: Path, how:
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_run__disk_too_small_is_refused_by_the_plan(tmp_path: Path, small_disk: Path) -> None:

@@ -75,8 +75,11 @@ def _create(path: Path, own: dict[str, Any]) -> bool:
     remote = cast(Any, path)
     try:
         remote.fs.pipe_file(remote.path, _stamped(own), mode="create")
-    except FileExistsError:
-        return False
+    except OSError:  # stores refuse in different words, and a request whose answer was lost is sent again
+        held = _read(path)
+        if not held:
+            raise
+        return bool(held.get("run") == own["run"])
     return True
 
 
