@@ -160,6 +160,7 @@ def _address(scheduler: str) -> str:
 
 
 def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
+    import dask
     from distributed import Client, Scheduler, SpecCluster
 
     from spatialscope_dist.engine.nanny import SteadyNanny
@@ -177,7 +178,8 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
             "dashboard": False,
             "dashboard_address": "127.0.0.1:0",
             "silence_logs": logging.ERROR,
-            "preload": [f"{__package__}.interrupts"],
+            # Those that a site or its operator has configured stay.
+            "preload": [f"{__package__}.interrupts", *dask.config.get("distributed.worker.preload")],
             "env": _environment(number if gpus and count_gpus() else None),
             **secured,
         }

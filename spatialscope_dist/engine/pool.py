@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
@@ -155,10 +156,12 @@ class Pool:
             names: dict[str, str] = {}
             waiting = iter(units.items())
             slots, looked = slots_of(client, gpu=gpu, gpus=self.settings.gpus), time.monotonic()
+            # Dask's reports and metrics group tasks by the name of their function.
+            call = f"{function.__name__}-{uuid4().hex}"
 
             def submit() -> Iterator[Future]:
                 for unit, arguments in islice(waiting, max(0, slots.window - len(names))):
-                    options = {"pure": False, "retries": _RETRIES, "resources": slots.resources}
+                    options = {"key": (call, unit), "retries": _RETRIES, "resources": slots.resources}
                     future = client.submit(measured, function, arguments, **options)
                     names[future.key] = unit
                     yield future
