@@ -154,10 +154,10 @@ def fill_in(rates: Float, share: Float, spots: SpotCells) -> Estimate:
 
 
 def align_chains(means: Float, spots: SpotCells) -> NDArray[np.int64]:
-    """Return the order of cells in each chain, (chains, cells), that lines up exchangeable cells with chain 0.
+    """Return the order of cells in each chain, (chains, cells), that lines up exchangeable cells.
 
-    Cells of one spot and type carry no name; within each such group chain r is matched to chain 0 by the
-    assignment with the largest sum of cosines.
+    Cells of one spot and type carry no name; within each such group every chain is matched to chain 0 by the
+    assignment with the largest sum of cosines, and once more to the mean of the chains so lined up.
 
     Parameters
     ----------
@@ -167,15 +167,22 @@ def align_chains(means: Float, spots: SpotCells) -> NDArray[np.int64]:
         of these cells.
     """
     order = np.tile(np.arange(means.shape[1]), (len(means), 1))
-    norms = np.linalg.norm(means, axis=2)
+    chains = np.arange(len(means))[:, None]
     for group in exchangeable(spots):
-        first = means[0, group] / np.maximum(norms[0, group], 1e-12)[:, None]
-        for chain in range(1, len(means)):
-            mine = means[chain, group] / np.maximum(norms[chain, group], 1e-12)[:, None]
-            cosine = first @ mine.T
-            if np.isfinite(cosine).all():
-                order[chain, group] = group[linear_sum_assignment(-cosine)[1]]
+        mine = means[:, group]  # (chains, cells of the group, genes)
+        if np.isfinite(mine).all():
+            places = _places(mine, mine[0])
+            places = _places(mine, mine[chains, places].mean(axis=0))
+            order[:, group] = group[places]
     return order
+
+
+def _places(cells: Float, target: Float) -> NDArray[np.intp]:
+    """Return which cell of each chain, (chains, cells), belongs to each cell of the target, (cells, genes)."""
+    mine, wanted = (
+        values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12) for values in (cells, target)
+    )
+    return np.array([linear_sum_assignment(-(wanted @ chain.T))[1] for chain in mine])
 
 
 def exchangeable(spots: SpotCells) -> list[NDArray[np.int64]]:
