@@ -92,16 +92,16 @@ class _Display:
 
     def __init__(self, display: Progress) -> None:
         self.display = display
-        self.line: TaskID | None = None
-        self.items: dict[str, tuple[int, int]] = {}
+        self.lines: dict[str, TaskID] = {}
+        self.items: dict[str, dict[str, tuple[int, int]]] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "stage":
-            self.line, self.items = self.display.add_task(event["stage"], total=None), {}
-        elif kind in {"unit", "committed"}:
+            self.lines[event["stage"]] = self.display.add_task(event["stage"], total=None)
+        elif kind in {"unit", "committed"} and event.get("stage") in self.lines:
             done = event["total"] if kind == "committed" else event["done"]
-            self._move(event.get("item", ""), done, event["total"])
+            self._move(event["stage"], event["item"], done, event["total"])
         elif kind == "skipped":
             self.display.console.print(f"{event['stage']} {event['item']}: skipped, {event['reason']}")
         elif kind == "failed":
@@ -111,12 +111,12 @@ class _Display:
         elif kind == "warning":
             self.display.console.print(f"warning: {event['text']}")
 
-    def _move(self, item: str, done: int, total: int) -> None:
-        """Show the units of all items of the stage together."""
-        self.items[item] = (done, total)
-        if self.line is not None:
-            sums = [sum(column) for column in zip(*self.items.values(), strict=True)]
-            self.display.update(self.line, completed=sums[0], total=sums[1])
+    def _move(self, stage: str, item: str, done: int, total: int) -> None:
+        """Show the units of all items of a stage together."""
+        items = self.items.setdefault(stage, {})
+        items[item] = (done, total)
+        sums = [sum(column) for column in zip(*items.values(), strict=True)]
+        self.display.update(self.lines[stage], completed=sums[0], total=sums[1])
 
 
 def _gib(size: int) -> str:

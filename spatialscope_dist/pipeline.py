@@ -15,7 +15,7 @@ from spatialscope_dist.engine.workers import require_bokeh
 from spatialscope_dist.errors import BadInput, Problem, RefusedByPlan, SpatialScopeError
 from spatialscope_dist.location import is_remote, storage_errors
 from spatialscope_dist.publishing import PUBLISHED_AFTER, projected_bytes, publish
-from spatialscope_dist.running import Summary, fallen_sections, run_stage, without_fallen_sections
+from spatialscope_dist.running import Summary, fallen_sections, run_stages, without_fallen_sections
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage
 from spatialscope_dist.store.ledger import Ledger, content_key
@@ -144,12 +144,19 @@ def _run_stages(
     if chosen == ["report"]:
         context.ledger.forget("report", "study")
     summary = Summary()
+    peaks = {name: planned[name]["peak_bytes"] for name in chosen}
+
+    def publish_after(name: str) -> None:
+        if name in PUBLISHED_AFTER:
+            publish(context)
+
     try:
-        for name in chosen:
-            with context.pool.workers.reported(None if reports is None else reports / f"{name}.html"):
-                run_stage(stage_module(name), context, summary, planned[name]["peak_bytes"])
-            if name in PUBLISHED_AFTER or name == chosen[-1]:
-                publish(context)
+        # A report of Dask's is one of everything that runs meanwhile: with reports, stages run one by one.
+        for span in [chosen] if reports is None else [[name] for name in chosen]:
+            with context.pool.workers.reported(None if reports is None else reports / f"{span[0]}.html"):
+                stages = [stage_module(name) for name in span]
+                run_stages(stages, context, summary, peaks, finished=publish_after)
+        publish(context)
     finally:
         context.pool.close()
     _conclude(context, summary)
@@ -271,6 +278,7 @@ def _stage_plan(stage: Stage, context: Context) -> dict[str, int]:
 
 
 def _conclude(context: Context, summary: Summary) -> None:
+    summary.stages = {name: summary.stages[name] for name in STAGES if name in summary.stages}
     entry = context.ledger.current("report", "study")
     if entry is not None and context.place.report.exists():
         summary.report = context.place.report

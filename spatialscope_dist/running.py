@@ -1,11 +1,13 @@
-"""Runs stages over their items: together where they do not depend on one another; one that fails leaves the others."""
+"""Runs stages over their items: together where none waits for another; one that fails leaves the others."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -14,6 +16,7 @@ from typing import Any
 from spatialscope_dist.engine.pool import Cost
 from spatialscope_dist.errors import ClusterLost, SpatialScopeError, StageFailed
 from spatialscope_dist.location import is_remote
+from spatialscope_dist.ordering import OF_ALL_SECTIONS, WHOLE, Node, what_waits
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, Stage, StageOutcome
 from spatialscope_dist.store.documents import make_folder, remove_tree
@@ -22,10 +25,7 @@ from spatialscope_dist.study import Study
 
 _QUARANTINED = 4
 _AT_ONCE = 8
-# Placing a section may start from the place of the one before it.
-_ONE_BY_ONE = ("align",)
-# What all sections share depends on their inputs, never on whether one of them could be worked through.
-_OF_ALL_SECTIONS = ("reference", "train")
+_FRAMEWORKS = {"segment": "nuclei", "train": "torch", "decompose": "torch"}
 _TYPED_TOGETHER_FROM = STAGES.index("identify")
 
 
@@ -70,6 +70,8 @@ class Summary:
 class _Job:
     """One item that is to be run: its key, what it depends on, where its output goes."""
 
+    stage: Stage
+    context: Context
     item: str
     key: str
     inputs: dict[str, Any]
@@ -79,7 +81,7 @@ class _Job:
 def without_fallen_sections(context: Context, stage: str, failures: Mapping[str, str]) -> Context:
     """Return the context of a stage with the sections that are left; what all sections share sees them all."""
     left = [section for section in context.study.sections if section.name not in failures]
-    if stage in _OF_ALL_SECTIONS or len(left) == len(context.study.sections):
+    if stage in OF_ALL_SECTIONS or len(left) == len(context.study.sections):
         return context
     return replace(context, study=context.study.model_copy(update={"sections": tuple(left)}))
 
@@ -100,46 +102,161 @@ def fallen_sections(study: Study, failed: Mapping[str, Mapping[str, str]], *, be
     return fallen
 
 
-def run_stage(stage: Stage, context: Context, summary: Summary, projected: int) -> None:
-    """Run a stage for every item that is left; an item that fails is a status, and the others go on.
+def run_stages(
+    stages: Sequence[Stage],
+    context: Context,
+    summary: Summary,
+    projected: Mapping[str, int],
+    *,
+    finished: Callable[[str], None],
+) -> None:
+    """Run every item that is left of some stages, each as soon as what it needs is there.
+
+    An item that fails is a status, and the others go on. Up to eight run at a time, those of later stages first;
+    one alone runs right here. `finished` is called when all items of a stage have ended, before an item that waits
+    for all of them begins.
 
     Raises
     ------
     SpatialScopeError
-        When every item failed, or the scheduler is lost.
+        When every item of a stage failed, or the scheduler is lost.
     """
-    context.events.emit("stage", stage=stage.NAME)
-    context = _with_what_is_left(stage, context)
-    chosen = [item for item in stage.items(context) if not _skipped(stage, context, item)]
-    errors: dict[str, SpatialScopeError] = {}
-    size = 1 if stage.NAME in _ONE_BY_ONE else max(1, len(chosen))
-    for start in range(0, len(chosen), size):
-        errors |= _run_items(stage, context, chosen[start : start + size], summary, projected=projected)
-    if errors and len(errors) == len(chosen):
-        raise _failure(errors)
-
-
-def _run_items(
-    stage: Stage, context: Context, items: Sequence[str], summary: Summary, *, projected: int
-) -> dict[str, SpatialScopeError]:
-    """Run items together and commit each when it is done; return the errors of those that failed."""
-    ended: dict[str, Entry | SpatialScopeError] = {}
-    jobs = []
-    for item in items:
-        try:
-            jobs += [_job(stage, context, item)]
-        except SpatialScopeError as error:
-            ended[item] = error
-            _note_failure(stage, context, item, str(error))
-    for job, outcome in _together(stage, context, [job for job in jobs if job is not None], projected=projected):
-        ended[job.item] = outcome
-        if isinstance(outcome, Entry):
-            _commit(context, outcome)
+    course = _Course({stage.NAME: stage for stage in stages}, context, summary, finished)
+    waits = what_waits(context.study, course.items, apart=_apart(course.stages, context))
+    order = TopologicalSorter(waits)
+    order.prepare()
+    ready: list[Node] = []
+    under_way = _UnderWay()
+    while order.is_active():
+        ready = sorted([*ready, *order.get_ready()], key=_later_first)
+        if ready and under_way.jobs < _AT_ONCE:
+            node = ready.pop(0)
+            job = course.begin(*node)
+            if job is not None and (ready or under_way.jobs):
+                under_way.start(job, projected[job.stage.NAME])
+                continue
+            if job is not None:
+                course.end(job, _attempt(job, projected[job.stage.NAME]))
         else:
-            _note_failure(stage, context, job.item, str(outcome))
-    for item in items:
-        _count(stage, context, item, ended.get(item), summary)
-    return {item: outcome for item, outcome in ended.items() if isinstance(outcome, SpatialScopeError)}
+            job, outcome = under_way.next_ended()
+            course.end(job, outcome)
+            node = job.stage.NAME, job.item
+        order.done(node)
+
+
+def _later_first(node: Node) -> int:
+    return -STAGES.index(node[0])
+
+
+def _apart(stages: Mapping[str, Stage], context: Context) -> list[list[str]]:
+    """Return groups of stages that must not run at one time: where workers are ours, those of other frameworks."""
+    if context.pool.settings.scheduler is not None:
+        return []
+    groups: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        idle = all(stage.skip_reason(context, item) is not None for item in stage.items(context))
+        groups.setdefault("" if idle else _FRAMEWORKS.get(name, ""), []).append(name)
+    return list(groups.values())
+
+
+@dataclass
+class _UnderWay:
+    """Jobs that run side by side, each in a thread of its own."""
+
+    jobs: int = 0
+    _ended: SimpleQueue[tuple[_Job, Future[Entry | SpatialScopeError]]] = field(default_factory=SimpleQueue)
+
+    def start(self, job: _Job, projected: int) -> None:
+        """Run a job beside the others."""
+        self.jobs += 1
+        # A daemon: an interruption is not held up by what it waits for; units it finishes meanwhile are whole.
+        Thread(target=self._work, args=(job, projected), daemon=True).start()
+
+    def next_ended(self) -> tuple[_Job, Entry | SpatialScopeError]:
+        """Return a job that has ended, and what became of it."""
+        job, done = self._ended.get()
+        self.jobs -= 1
+        return job, done.result()
+
+    def _work(self, job: _Job, projected: int) -> None:
+        done = Future[Entry | SpatialScopeError]()
+        try:
+            done.set_result(_attempt(job, projected))
+        except BaseException as error:  # noqa: BLE001  # raised again where the run waits for it
+            done.set_exception(error)
+        self._ended.put((job, done))
+
+
+@dataclass
+class _Course:
+    """Some stages under way: which items were tried, and which failed."""
+
+    stages: dict[str, Stage]
+    context: Context
+    summary: Summary
+    finished: Callable[[str], None]
+    items: dict[str, list[str]] = field(init=False)
+    tried: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, dict[str, SpatialScopeError]] = field(init=False)
+    failed: dict[str, dict[str, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.items = {name: stage.items(self.context) for name, stage in self.stages.items()}
+        self.errors = {}
+        # What failed in an earlier run is tried again, where its stage is one of these.
+        self.failed = {name: self.context.ledger.failures(name) for name in STAGES if name not in self.stages}
+
+    def begin(self, name: str, item: str) -> _Job | None:
+        """Return what is to be done for an item, None when nothing is; or conclude a stage."""
+        stage = self.stages[name]
+        if name not in self.errors:
+            self.errors[name] = {}
+            self.context.events.emit("stage", stage=name)
+        if item == WHOLE:
+            self._conclude(name)
+            return None
+        context = self._left(stage, item)
+        if context is None or _skipped(stage, context, item):
+            return None
+        self.tried[name] += 1
+        try:
+            job = _job(stage, context, item)
+        except SpatialScopeError as error:
+            self._note(stage, item, error)
+            return None
+        if job is None:
+            _count(stage, context, item, None, self.summary)
+        return job
+
+    def end(self, job: _Job, outcome: Entry | SpatialScopeError) -> None:
+        """Commit what a job made, or note why it failed."""
+        if isinstance(outcome, SpatialScopeError):
+            self._note(job.stage, job.item, outcome)
+            return
+        _commit(self.context, outcome)
+        _count(job.stage, self.context, job.item, outcome, self.summary)
+
+    def _note(self, stage: Stage, item: str, error: SpatialScopeError) -> None:
+        self.errors[stage.NAME][item] = error
+        self.failed.setdefault(stage.NAME, {})[item] = str(error)
+        _note_failure(stage, self.context, item, str(error))
+        _count(stage, self.context, item, error, self.summary)
+
+    def _conclude(self, name: str) -> None:
+        errors = self.errors[name]
+        if errors and len(errors) == self.tried[name]:
+            raise _failure(errors)
+        self.finished(name)
+
+    def _left(self, stage: Stage, item: str) -> Context | None:
+        """Return the context without sections that failed before; None when the item is of one: it is skipped."""
+        fallen = fallen_sections(self.context.study, self.failed, before=stage.NAME)
+        reduced = without_fallen_sections(self.context, stage.NAME, fallen)
+        if item in stage.items(reduced):
+            return reduced
+        names = self.context.study.stacks().get(item, (item,))
+        _withdraw(stage, self.context, item, next(fallen[name] for name in names if name in fallen))
+        return None
 
 
 def _count(
@@ -157,17 +274,6 @@ def _failure(errors: dict[str, SpatialScopeError]) -> SpatialScopeError:
     if len(errors) == 1:
         return next(iter(errors.values()))
     return StageFailed("every item failed:\n" + "\n".join(f"- {item}: {error}" for item, error in errors.items()))
-
-
-def _with_what_is_left(stage: Stage, context: Context) -> Context:
-    """Return the context without sections that failed before; the stage's items of those are skipped, saying why."""
-    failed = {name: context.ledger.failures(name) for name in STAGES}
-    fallen = fallen_sections(context.study, failed, before=stage.NAME)
-    reduced = without_fallen_sections(context, stage.NAME, fallen)
-    for item in set(stage.items(context)) - set(stage.items(reduced)):
-        names = context.study.stacks().get(item, (item,))
-        _withdraw(stage, context, item, next(fallen[name] for name in names if name in fallen))
-    return reduced
 
 
 def _skipped(stage: Stage, context: Context, item: str) -> bool:
@@ -216,7 +322,7 @@ def _job(stage: Stage, context: Context, item: str) -> _Job | None:
     make_folder(output)
     if current is not None and published is not None and is_remote(published):
         _withdraw_published(context, current)
-    return _Job(item, key, inputs, output)
+    return _Job(stage, context, item, key, inputs, output)
 
 
 def _withdraw_published(context: Context, current: Entry) -> None:
@@ -225,47 +331,17 @@ def _withdraw_published(context: Context, current: Entry) -> None:
     context.ledger.forget(current.stage, current.item)
 
 
-def _together(
-    stage: Stage, context: Context, jobs: Sequence[_Job], *, projected: int
-) -> Iterator[tuple[_Job, Entry | SpatialScopeError]]:
-    """Yield each job with what became of it, as they end; up to eight run at a time, one alone runs right here."""
-    if len(jobs) == 1:
-        yield jobs[0], _attempt(stage, context, jobs[0], projected)
-        return
-    waiting: SimpleQueue[_Job] = SimpleQueue()
-    ended: SimpleQueue[tuple[_Job, Future[Entry | SpatialScopeError]]] = SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-
-    def work() -> None:
-        while not waiting.empty():
-            job, done = waiting.get(), Future[Entry | SpatialScopeError]()
-            try:
-                done.set_result(_attempt(stage, context, job, projected))
-            except BaseException as error:  # noqa: BLE001  # raised again where the run waits for it
-                done.set_exception(error)
-            ended.put((job, done))
-
-    # Daemons: an interruption is not held up by what they wait for; units they finish meanwhile are whole.
-    for _ in range(min(_AT_ONCE, len(jobs))):
-        Thread(target=work, daemon=True).start()
-    for _ in jobs:
-        job, done = ended.get()
-        yield job, done.result()
-
-
-def _attempt(stage: Stage, context: Context, job: _Job, projected: int) -> Entry | SpatialScopeError:
-    events = context.events.about(stage=stage.NAME, item=job.item)
-    pool = context.pool.branch(stage=stage.NAME, item=job.item)
+def _attempt(job: _Job, projected: int) -> Entry | SpatialScopeError:
+    about = {"stage": job.stage.NAME, "item": job.item}
+    pool, events = job.context.pool.branch(**about), job.context.events.about(**about)
     start = time.perf_counter()
     try:
-        outcome = stage.run(replace(context, pool=pool, events=events), job.item, job.output)
+        outcome = job.stage.run(replace(job.context, pool=pool, events=events), job.item, job.output)
     except ClusterLost:
         raise
     except SpatialScopeError as error:
         return error
-    cost = _cost(pool.take_cost(), time.perf_counter() - start, projected)
-    return _entry(stage, job, outcome, cost)
+    return _entry(job, outcome, _cost(pool.take_cost(), time.perf_counter() - start, projected))
 
 
 def _commit(context: Context, entry: Entry) -> None:
@@ -294,12 +370,12 @@ def _cost(cost: Cost, seconds: float, projected: int) -> dict[str, Any]:
     }
 
 
-def _entry(stage: Stage, job: _Job, outcome: StageOutcome, cost: dict[str, Any]) -> Entry:
+def _entry(job: _Job, outcome: StageOutcome, cost: dict[str, Any]) -> Entry:
     return Entry(
         key=job.key,
-        stage=stage.NAME,
+        stage=job.stage.NAME,
         item=job.item,
-        version=stage.VERSION,
+        version=job.stage.VERSION,
         inputs=job.inputs,
         done=outcome.done,
         total=outcome.total,
