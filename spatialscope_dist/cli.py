@@ -174,12 +174,12 @@ def run(
 
 
 @app.command()
-def status(study: StudyPath, output: Output = None, as_json: AsJson = False) -> None:
-    """Show per stage what is done, what failed and why."""
+def status(study: StudyPath, output: Output = None, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Show per stage what is done, what failed, what the next run would make again, and why."""
     from spatialscope_dist import pipeline
     from spatialscope_dist.console import show_status
 
-    rows = pipeline.status(_study(study, output, None))
+    rows = pipeline.status(_study(study, output, settings))
     if as_json:
         typer.echo(json.dumps({"event": "status", "stages": rows}))
     else:

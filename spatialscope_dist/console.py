@@ -51,13 +51,14 @@ def show_plan(planned: dict[str, dict[str, int]], limit_bytes: int) -> None:
 
 
 def show_status(rows: dict[str, dict[str, Any]]) -> None:
-    """Print what is done per stage, and every failed item with its reason."""
+    """Print what is done per stage, and every item that failed or has aged, with its reason."""
     table = Table(title="Status")
     for heading in ("stage", "done", "note"):
         table.add_column(heading)
     for name, row in rows.items():
         notes = [f"{item}: skipped, {reason}" for item, reason in row["skipped"].items()]
         notes += [f"{item}: {reason}" for item, reason in row["failed"].items()]
+        notes += [f"{item}: will be made again, {reason}" for item, reason in row["aged"].items()]
         table.add_row(name, f"{row['done']}/{row['total']}", "\n".join(notes))
     Console().print(table)
 

@@ -90,7 +90,21 @@ def content_mark(path: Path) -> str:
         info = remote.fs.info(remote.path)
         return f"{path}\x1f{info['size']}\x1f{_version(info)}"
     stat = path.stat()
-    return f"{path.resolve()}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}"
+    return f"{path.resolve()}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\x1f{stat.st_ino}"
+
+
+def content_tag(path: Path) -> str | None:
+    """Return what a store itself says of an object's content, with its size; None when it says nothing to rely on.
+
+    A strong entity tag (RFC 9110, 8.8.3) is the same only for the same bytes. It may differ for the same bytes, for
+    example when they were sent in other parts: then work is done again that need not have been.
+    """
+    if not is_remote(path):
+        return None
+    remote = cast(Any, path)
+    info = remote.fs.info(remote.path)
+    tag = _tag(info)
+    return None if tag is None or tag.startswith("W/") else f"{tag} {info['size']}"
 
 
 def opened_in_parts(path: Path) -> Any:
@@ -144,8 +158,12 @@ def local_copy(path: Path) -> Path:
 
 def _version(info: dict[str, Any]) -> str:
     """Return what tells one content of an object from the next: the store's tag, else the time it was written."""
-    marks = (info.get(name) for name in ("ETag", "etag", "md5", "LastModified", "mtime", "created"))
-    return str(next((mark for mark in marks if mark is not None), ""))
+    times = (info.get(name) for name in ("LastModified", "mtime", "created"))
+    return _tag(info) or str(next((time for time in times if time is not None), ""))
+
+
+def _tag(info: dict[str, Any]) -> str | None:
+    return next((str(info[name]) for name in ("ETag", "etag", "md5") if info.get(name)), None)
 
 
 def _fetch(remote: Any, name: str, target: Path, size: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from spatialscope_dist.aging import aged_outputs
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events, TaskLog
 from spatialscope_dist.engine.pool import Pool
@@ -164,12 +166,13 @@ def _run_stages(
 
 
 def status(study: Study) -> dict[str, dict[str, Any]]:
-    """Return per stage what is done of what, which items failed and why, and what waits.
+    """Return per stage what is done of what, which items failed and why, what waits, and what has aged and why.
 
     An item that waits counts with the units it has committed, of those the plan gives it.
     """
     context = _reading_context(study)
-    return {name: _stage_status(stage_module(name), context) for name in STAGES}
+    aged = aged_outputs([stage_module(name) for name in STAGES], context)
+    return {name: {**_stage_status(stage_module(name), context), "aged": aged[name]} for name in STAGES}
 
 
 def _stage_status(stage: Stage, context: Context) -> dict[str, Any]:
@@ -202,12 +205,12 @@ def _planned_units(stage: Stage, context: Context, item: str) -> int:
 
 def _reading_context(study: Study) -> Context:
     """Return a context to look with; inputs that cannot be read just now leave it without facts."""
-    settings = ClusterSettings(workers=1, memory_limit_bytes=0)
+    settings, place = ClusterSettings(workers=1, memory_limit_bytes=0), Place(study.output)
+    ledger = Ledger(place.ledger, only_looks=True)
     try:
-        return _context(study, settings, Events())
+        return replace(_context(study, settings, Events()), ledger=ledger)
     except storage_errors(SpatialScopeError):
-        place = Place(study.output)
-        return Context(study, place, Ledger(place.ledger), Pool(settings, Events()), Events(), Facts({}, 0, 0, 0))
+        return Context(study, place, ledger, Pool(settings, Events()), Events(), Facts({}, 0, 0, 0))
 
 
 def _context(study: Study, settings: ClusterSettings, events: Events) -> Context:

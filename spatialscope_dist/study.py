@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spatialscope_dist.errors import BadInput, Problem
-from spatialscope_dist.location import Location, located, within
+from spatialscope_dist.location import Location, located, storage_errors, within
 from spatialscope_dist.options import (
     DecomposeOptions,
     DifferentialOptions,
@@ -218,8 +218,13 @@ def stage_options(stage: str, given: Mapping[str, Any], settings: Iterable[str] 
 
 
 def _find_file(path: Path) -> Path:
-    file = path / "study.toml" if path.is_dir() else path
-    if not file.is_file():
+    try:
+        file = path / "study.toml" if path.is_dir() else path
+        found = file.is_file()
+    except storage_errors() as error:
+        remedy = "Give every process access to it by its environment, or correct the path or URL."
+        raise BadInput(Problem(str(path), str(error), "a study file that can be read", remedy)) from error
+    if not found:
         raise BadInput(
             Problem(str(path), "no study file", "study.toml or its folder", "Write one with `spatialscope new`.")
         )

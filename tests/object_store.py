@@ -1,4 +1,8 @@
-"""A real S3 server on the loopback interface (moto's), in a process of its own: `with served(...) as store`."""
+"""Real S3 servers on the loopback interface, each in a process of its own.
+
+moto's server keeps its objects in memory and asks nobody who they are: `with served(...) as store`. SeaweedFS keeps
+them on disk and checks who asks; it can be killed and started again: `tests/seaweed.py`.
+"""
 
 from __future__ import annotations
 
@@ -48,24 +52,41 @@ class ObjectStore:
         )
 
 
+def environment_of(address: str, *, key: str, secret: str, cache: Path) -> dict[str, str]:
+    """Return the environment of a process that asks a server in somebody's name."""
+    keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_DEFAULT_REGION": "us-east-1"}
+    place = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "SPATIALSCOPE_CACHE": str(cache)}
+    return {**os.environ, **keys, **place}
+
+
 @contextmanager
 def served(cache: Path, *, log: Path | None = None) -> Iterator[ObjectStore]:
-    """Yield a server with one bucket; files that are fetched are kept in `cache`, requests noted in `log`."""
+    """Yield moto's server with one bucket; files that are fetched are kept in `cache`, requests noted in `log`."""
     pytest.importorskip("moto.server", reason="moto's server is not installed")
     program = [sys.executable, "-c", _PROGRAM, str(log or "")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(program, text=True, **pipes) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        keys = {
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "kept-out-of-files",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        place = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "SPATIALSCOPE_CACHE": str(cache)}
-        store = ObjectStore(address, {**os.environ, **keys, **place})
+        store = ObjectStore(address, environment_of(address, key="tester", secret="kept-out-of-files", cache=cache))
         store.files().mkdir(store.bucket)
         try:
             yield store
         finally:
             process.communicate()
+
+
+@contextmanager
+def used(store: ObjectStore) -> Iterator[ObjectStore]:
+    """Give this process, and those it starts, a store's environment while the block runs."""
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield store
+        for files in s3fs.S3FileSystem._cache.values():
+            if getattr(files, "_s3", None) is not None:  # left open, it complains when the process ends
+                s3fs.S3FileSystem.close_session(files.loop, files._s3)
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -17,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.object_store import ObjectStore
+from tests.object_store import ObjectStore, environment_of
 
 _PROGRAM = Path(sys.executable).with_name("weed")
-_KEYS = {"owner": "kept-out-of-files", "reader": "only-for-reading"}
+KEYS = {"owner": "kept-out-of-files", "reader": "only-for-reading"}
 _IDENTITIES = {
     "identities": [
-        {"name": name, "credentials": [{"accessKey": name, "secretKey": _KEYS[name]}], "actions": actions}
+        {"name": name, "credentials": [{"accessKey": name, "secretKey": KEYS[name]}], "actions": actions}
         for name, actions in (("owner", ["Admin"]), ("reader", ["Read", "List"]))
     ]
 }
@@ -45,6 +44,7 @@ class Seaweed:
         """Start it and wait until it answers."""
         options = {"dir": "objects", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": "identities.json"}
         options |= {"master.volumeSizeLimitMB": "64", "volume.max": "0", "volume.minFreeSpacePercent": "0"}
+        options |= {"s3.port.iceberg": "0", "s3.port.lance": "0", "master.resumeState": "false"}
         given = [f"-{name}={value}" for name, value in {**options, **self.ports}.items()]
         with (self.folder / "log").open("ab") as log:
             command = [str(_PROGRAM), "server", "-filer", "-s3", *given]
@@ -61,11 +61,15 @@ class Seaweed:
             self.process.kill()
             self.process.wait()
 
+    def stop(self) -> None:
+        """End it as it wants to be ended, if it runs."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
     def environment(self, name: str, secret: str | None = None) -> dict[str, str]:
         """Return the environment of a process that asks in that name."""
-        keys = {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": secret or _KEYS[name]}
-        place = {"AWS_ENDPOINT_URL": self.address, "AWS_DEFAULT_REGION": "us-east-1"}
-        return {**os.environ, **keys, **place, "SPATIALSCOPE_CACHE": str(self.folder / "cache")}
+        return environment_of(self.address, key=name, secret=secret or KEYS[name], cache=self.folder / "cache")
 
     def _answers(self) -> bool:
         try:
@@ -91,7 +95,7 @@ def seaweed(folder: Path) -> Iterator[tuple[Seaweed, ObjectStore]]:
         store.files().mkdir(store.bucket)
         yield server, store
     finally:
-        server.kill()
+        server.stop()
 
 
 def _free_ports(*names: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from spatialscope_dist.errors import StoreError
 from spatialscope_dist.location import files_below, is_remote
 from spatialscope_dist.store.documents import refusing_to_write
 
@@ -27,8 +29,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         When it cannot be written.
     """
     if is_remote(target):
-        with tempfile.TemporaryDirectory(prefix="spatialscope-") as scratch:
-            fresh = Path(scratch) / target.name
+        with _scratch_for(target) as fresh:
             yield fresh
             with refusing_to_write(target):
                 _lay(fresh, target)
@@ -36,9 +37,28 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     finish_switch(target)
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.parent.mkdir(parents=True, exist_ok=True)
-    yield fresh
+    with _saying_when_full(target, "Free space or choose another --output, then run again."):
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
     switch_in(fresh, target)
+
+
+@contextmanager
+def _scratch_for(target: Path) -> Iterator[Path]:
+    where = tempfile.gettempdir()
+    remedy = f"Free space in {where}, or set TMPDIR of the workers to a folder on a larger disk; then run again."
+    with _saying_when_full(target, remedy), tempfile.TemporaryDirectory(prefix="spatialscope-", dir=where) as scratch:
+        yield Path(scratch) / target.name
+
+
+@contextmanager
+def _saying_when_full(target: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise StoreError(f"{target}: no room to assemble it ({error.strerror}). {remedy}") from error
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from spatialscope_dist.errors import BadInput, StoreError
 from spatialscope_dist.store.documents import read_json, write_json
-from spatialscope_dist.store.ledger import Entry, Ledger, content_key
+from spatialscope_dist.store.ledger import UNREAD, Entry, Ledger, content_key
 from spatialscope_dist.store.place import held, require_writable
 from spatialscope_dist.store.switch import finish_switch, switch_in
 
@@ -92,3 +93,17 @@ def test_held__second_run_is_refused_until_the_first_ends(tmp_path: Path) -> Non
         pass
     with held(tmp_path):
         pass
+
+
+def test_file_hash__ledger_that_only_looks_reads_nothing(tmp_path: Path) -> None:
+    slide = tmp_path / "slide.tif"
+    slide.write_bytes(b"pixels")
+    root = tmp_path / "ledger"
+    looking = Ledger(root, only_looks=True)
+    assert looking.file_hash(slide) == UNREAD
+    assert not root.exists()
+    known = Ledger(root).file_hash(slide)
+    assert looking.file_hash(slide) == known
+    os.utime(slide, (1, 1))
+    assert looking.file_hash(slide) == UNREAD
+    assert Ledger(root).file_hash(slide) == known
