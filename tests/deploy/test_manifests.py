@@ -237,6 +237,8 @@ def test_environment__is_that_of_workers_of_our_own__and_known_to_dask() -> None
     given = one("ConfigMap", "spatialscope-environment", written())["data"]
     assert {name: given.get(name) for name in engine_cluster._environment(None)} == engine_cluster._environment(None)
     assert given["SPATIALSCOPE_CACHE"].startswith("/tmp/")
+    limits = {PODS[name]["volumes"][0]["emptyDir"]["sizeLimit"] for name in ("DaskJob-driver", *WORKERS)}
+    assert limits == {f"{2 * int(given['SPATIALSCOPE_CACHE_GIB'])}Gi"}
     for name in (name for name in given if name.startswith("DASK_")):
         section = collect_env({name: given[name]})
         assert _keys(section) <= _keys(dask.config.config), name

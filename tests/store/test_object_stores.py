@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -134,15 +135,42 @@ def test_file_hash__follows_the_content_whatever_its_name_in_the_store(store: Ob
     assert not ledger.root.exists()  # nothing was read, so nothing is remembered
 
 
-def test_file_hash__reads_no_object(tmp_path: Path) -> None:
-    log = tmp_path / "requests"
-    with served(tmp_path / "cache", log=log) as store, used(store):
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ObjectStore, Path]]:
+    """A server and the file in which it notes what it is asked."""
+    folder = tmp_path_factory.mktemp("noted")
+    with served(folder / "cache", log=folder / "requests") as store:
+        yield store, folder / "requests"
+
+
+def test_file_hash__reads_no_object(noted: tuple[ObjectStore, Path]) -> None:
+    store, requests = noted
+    with used(store):
         slide = located(f"{store.bucket}/slides/a.tif")
         slide.write_bytes(bytes(1 << 20))
         Ledger(located(f"{store.bucket}/ledger")).file_hash(slide)
-        requests = log.read_text().splitlines()
-    assert any("PUT /tissue/slides/a.tif" in line for line in requests)
-    assert not any("GET /tissue/slides/a.tif" in line for line in requests)
+    lines = requests.read_text().splitlines()
+    assert any("PUT /tissue/slides/a.tif" in line for line in lines)
+    assert not any("GET /tissue/slides/a.tif" in line for line in lines)
+
+
+def test_credentials__of_a_role_by_a_token_as_pods_have_them(noted: tuple[ObjectStore, Path], tmp_path: Path) -> None:
+    store, requests = noted
+    token = tmp_path / "token"
+    token.write_text("header.claims.signature")
+    role = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(token), "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/spatialscope"}
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    environment = {name: value for name, value in store.environment.items() if name not in keys}
+    program = f"""
+from spatialscope_dist.location import located
+from spatialscope_dist.store.documents import read_json, write_json
+path = located("{store.bucket}/by/role.json")
+write_json(path, [1])
+assert read_json(path) == [1]
+"""
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env={**environment, **role, "HOME": str(tmp_path)}, check=True, timeout=120)
+    assert "POST / " in requests.read_text()  # the token service
 
 
 def test_located__carries_no_credentials_to_other_processes(store: ObjectStore) -> None:
