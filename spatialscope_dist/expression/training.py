@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.errors import StageFailed
 from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.objectives import Objective, TrainingData, put
-from spatialscope_dist.expression.training_state import Hooks, TrainingState, initial_state
+from spatialscope_dist.expression.training_state import Hooks, TrainingState, in_order, initial_state
 from spatialscope_dist.options import TrainOptions
 from spatialscope_dist.randomness import generator
 
@@ -85,7 +85,8 @@ def fit(
         When the loss is no longer a number.
     """
     hooks, share = hooks or Hooks(), share or Share()
-    state = state or initial_state(objective.shape.draw(seed=seed))
+    untrained = objective.shape.draw(seed=seed)
+    state = in_order(state, list(untrained)) if state else initial_state(untrained)
     run = _Run(objective, data, options, seed, state)
     started = time.perf_counter()
     while run.step < objective.max_steps and not run.state.stopped:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,14 @@ def initial_state(parameters: Arrays) -> TrainingState:
     """Return the state before the first step, of untrained or given weights."""
     zeros = {name: np.zeros_like(values) for name, values in parameters.items()}
     return TrainingState(0, parameters, dict(parameters), zeros, dict(zeros), dict(parameters))
+
+
+def in_order(state: TrainingState, names: Sequence[str]) -> TrainingState:
+    """Return the state with its arrays in this order of their names.
+
+    Files give them back in any order, another one in every process; gradients travel as one row of numbers.
+    """
+    return replace(state, **{part: {name: getattr(state, part)[name] for name in names} for part in _SETS})
 
 
 def pack_state(state: TrainingState) -> bytes:

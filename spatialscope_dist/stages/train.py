@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from spatialscope_dist.store.switch import replacing_folder
 if TYPE_CHECKING:
     from spatialscope_dist.expression.model import ExpressionModel
     from spatialscope_dist.expression.objectives import Objective, TrainingData
+    from spatialscope_dist.expression.process_exchange import Meeting
     from spatialscope_dist.expression.training import Share
     from spatialscope_dist.expression.training_state import TrainingState
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 NAME = "train"
 VERSION = 2
+_ATTEMPTS = 3  # of several processes, before one goes on alone
 _FILES = ("weights.safetensors", "model.json")
 _ROWS_AT_ONCE = 1024
 _QUALITY_CELLS, _FEWEST_FOR_QUALITY = 1000, 40
@@ -95,21 +99,36 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
         "options": context.study.options.train,
         "seed": context.study.seed,
     }
-    reachable = isinstance(output, Path)  # processes meet by a file; object stores have none
-    together = min(context.study.options.train.processes, context.pool.settings.workers) if reachable else 1
-    if together == 1:
+    reachable = isinstance(output, Path)  # processes meet in a folder; object stores have none
+    n_processes = min(context.study.options.train.processes, context.pool.settings.workers) if reachable else 1
+    metrics = _train_together(context, unit, n_processes) if n_processes > 1 else None
+    if metrics is None:
         units = context.ledger.units(NAME, item, output)
         done = context.pool.map(train_model, {"model": unit}, ledger_units=units, framework="torch", gpu=True)
-    else:
-        # No unit is committed alone: a process that went on by itself would wait for the others.
-        meeting = output / f".meeting_{time.time_ns()}"
-        ranks = {f"process_{rank}": unit | {"together": Together(meeting, rank, together)} for rank in range(together)}
-        done = context.pool.map(train_model, ranks, framework="torch", gpu=True)
-        done["model"] = done["process_0"]
-        for left in output.glob(".meeting_*"):
-            left.unlink()
+        metrics = done["model"]
     _publish_model(output, context.place.model)
-    return StageOutcome(done=1, total=1, metrics=done["model"])
+    return StageOutcome(done=1, total=1, metrics=metrics)
+
+
+def _train_together(context: Context, unit: dict[str, Any], n_processes: int) -> dict[str, Any] | None:
+    """Return what several processes reached; None when one was lost in every attempt.
+
+    Each attempt goes on from the last checkpoint. No unit is committed alone: a process that went on by itself would
+    wait for the others.
+    """
+    from spatialscope_dist.expression.process_exchange import Meeting
+
+    for _ in range(_ATTEMPTS):
+        folder = unit["output"] / f".meeting_{time.time_ns()}"
+        ranks = {f"process_{n}": unit | {"meeting": Meeting(folder, n, n_processes)} for n in range(n_processes)}
+        done = context.pool.map(train_with_others, ranks, framework="torch", gpu=True)
+        for left in unit["output"].glob(".meeting_*"):
+            rmtree(left)
+        lost = [reached["peer_lost"] for reached in done.values() if "peer_lost" in reached]
+        if not lost:
+            return dict(done["process_0"])
+        logging.getLogger(__name__).warning("%s; going on from the last checkpoint", lost[0])
+    return None
 
 
 def _publish_model(output: Path, target: Path) -> None:
@@ -120,36 +139,38 @@ def _publish_model(output: Path, target: Path) -> None:
                 write_bytes(fresh / file.name, file.read_bytes())
 
 
-@dataclass(frozen=True)
-class Together:
-    """Which process of a joint training this is, and the file by which they find one another."""
+def train_with_others(**arguments: Any) -> dict[str, Any]:
+    """Return what `train_model` does, or {"peer_lost": why}: this attempt is over, not the training (worker)."""
+    from spatialscope_dist.expression.process_exchange import PeerLost
 
-    meeting_place: Path
-    rank: int
-    n_processes: int
+    try:
+        return train_model(**arguments)
+    except PeerLost as error:
+        return {"peer_lost": str(error)}
 
 
 def train_model(
-    *, reference: Path, output: Path, options: TrainOptions, seed: int, together: Together | None = None
+    *, reference: Path, output: Path, options: TrainOptions, seed: int, meeting: Meeting | None = None
 ) -> dict[str, Any]:
     """Write model, curves and checkpoints and return what was reached; runs on a worker.
 
     Of several processes the first writes; the others only work out their share of every batch.
     """
-    from spatialscope_dist.expression.process_exchange import joined
+    from spatialscope_dist.expression.process_exchange import Meeting, joined
 
     settle_torch()
+    meeting = meeting or Meeting(output, 0, 1)
+    if meeting.n_processes > 1:
+        meeting.start()
     genes = read_json(reference / "panel.json")["genes"]
     types = read_json(reference / "types.json")
-    together = together or Together(output, 0, 1)
     trained: Trained = {}
     with _training_data(reference, genes, types, share=options.held_out, seed=seed) as data:
         for name in options.networks:
-            meeting = together.meeting_place.with_name(f"{together.meeting_place.name}_{name}")
-            with joined(meeting, rank=together.rank, n_processes=together.n_processes) as share:
+            with joined(meeting, name) as share:
                 job = _Job(name, data, options, seed, output)
-                trained[name] = job.run(share, writes=together.rank == 0)
-        if together.rank > 0:
+                trained[name] = job.run(share, writes=meeting.rank == 0)
+        if meeting.rank > 0:
             return {}
         model = _model(trained, data, genes=genes, types=types, options=options)
         summary = _summary(trained, data, options=options, seed=seed)

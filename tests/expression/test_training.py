@@ -10,7 +10,7 @@ import torch
 from spatialscope_dist.errors import StageFailed
 from spatialscope_dist.expression.objectives import OBJECTIVES
 from spatialscope_dist.expression.training import N_SHARDS, Share, fit
-from spatialscope_dist.expression.training_state import Hooks, describe_state, pack_state, unpack_state
+from spatialscope_dist.expression.training_state import Hooks, describe_state, in_order, pack_state, unpack_state
 from spatialscope_dist.options import TrainOptions
 
 OPTIONS = TrainOptions(
@@ -97,6 +97,17 @@ def test_fit__shards_worked_out_apart_give_the_same_bytes(reference):
             for shards in ((0, 1), (2, 3))
         ]
     assert [pack_state(half.result()) for half in halves] == [pack_state(whole)] * 2
+
+
+def test_fit__the_order_of_a_files_arrays_means_nothing(reference):
+    state = train(reference.data(), OPTIONS.model_copy(update={"max_steps": 2}))
+    more = OPTIONS.model_copy(update={"max_steps": 5})
+    turned = in_order(state, sorted(state.parameters, reverse=True))
+    sent = {}
+    for name, one in (("as it was", state), ("turned", turned)):
+        keep = Share(range(N_SHARDS), lambda shards, own, name=name: sent.setdefault(name, own))
+        train(reference.data(), more, state=one, share=keep)
+    assert all(np.array_equal(*pair) for pair in zip(*sent.values(), strict=True))
 
 
 def test_unpack_state__round_trip(reference):

@@ -19,6 +19,7 @@ from spatialscope_dist.errors import BadInput
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.estimators import BLENDS
 from spatialscope_dist.expression.objectives import OBJECTIVES
+from spatialscope_dist.expression.process_exchange import Meeting
 from spatialscope_dist.expression.training import fit
 from spatialscope_dist.expression.training_state import Hooks, pack_state
 from spatialscope_dist.options import DecomposeOptions, TrainOptions
@@ -117,7 +118,8 @@ def decompose_all(task: SectionTask) -> dict[str, np.ndarray]:
     for low in reversed(shards):
         decompose.decompose_rows(task=task, low=low, high=min(low + rows, n_cells))
     decompose._join_spots(task, [f"rows_{rows}_{low // rows:06d}" for low in shards])
-    return {name: read_array(task.output / f"{name}.zarr") for name in ("mean", "sd")}
+    names = ("mean", *read_json(task.output / "layers.json"))
+    return {name: read_array(task.output / f"{name}.zarr") for name in names}
 
 
 def test_train_model__leaves_a_whole_model(small):
@@ -155,7 +157,7 @@ def test_train_model__two_processes_give_the_same_bytes(small, tmp_path):
                 "output": tmp_path,
                 "options": TRAIN,
                 "seed": 0,
-                "together": train.Together(tmp_path / "meeting", rank, 2),
+                "meeting": Meeting(tmp_path / "meeting", rank, 2),
             },
         )
         for rank in (0, 1)
@@ -189,8 +191,8 @@ def test_decompose_rows__same_bytes_for_any_shard_size(small, tmp_path, estimato
         task = small.task(tmp_path / str(rows), options)
         results.append(decompose_all(task) | {"spots": read_frame(task.output / "spots.parquet")})
     for other in results[1:]:
-        assert np.array_equal(other["mean"], results[0]["mean"], equal_nan=True)
-        assert np.array_equal(other["sd"], results[0]["sd"], equal_nan=True)
+        for name in ("mean", "sd", "q05", "q95"):
+            assert np.array_equal(other[name], results[0][name], equal_nan=True), name
         pd.testing.assert_frame_equal(other["spots"], results[0]["spots"])
 
 
@@ -219,6 +221,19 @@ def test_decompose_rows__cells_exposures_and_spots(small, tmp_path):
     assert (exposure[~np.array(measured)] == 0).all()
 
 
+def test_decompose_rows__quantiles_are_off_the_mean_on_both_sides(small, tmp_path):
+    found = decompose_all(small.task(tmp_path / "with"))
+    typed = np.isfinite(found["mean"])
+    assert np.array_equal(np.isfinite(found["q05"]), typed)
+    assert (found["q05"][typed] <= np.ceil(found["mean"][typed])).all()
+    assert (found["q95"][typed] >= np.floor(found["mean"][typed])).all()
+    assert (found["q05"][typed] < found["q95"][typed]).mean() > 0.3
+    none = small.task(tmp_path / "without", DECOMPOSE.model_copy(update={"quantiles": ()}))
+    without = decompose_all(none)
+    assert set(without) == {"mean", "sd"}
+    assert all(np.array_equal(without[name], found[name], equal_nan=True) for name in without)
+
+
 def test_decompose_rows__a_failed_spot_is_a_status(small, tmp_path):
     # Algorithm 1 without its clips diverges on counts.
     unclipped = {"estimator": "score", "sampler": "langevin", "langevin_clip": False, "langevin_levels": 20}
@@ -234,7 +249,8 @@ def test_decompose_rows__a_failed_spot_is_a_status(small, tmp_path):
     assert spots.loc[list(failed), "residual"].isna().all()
     cells = read_frame(small.identify / "cells.parquet")
     of_failed = cells["spot_row"].isin([int(spot.removeprefix("spot")) for spot in failed]).to_numpy()
-    assert np.isnan(read_array(tmp_path / "mean.zarr")[of_failed]).all()
+    for name in ("mean", "sd", "q05", "q95"):
+        assert np.isnan(read_array(tmp_path / f"{name}.zarr")[of_failed]).all()
 
 
 def context_of(small: Small, root: Path, pool: Pool, options: DecomposeOptions) -> Context:
