@@ -78,8 +78,11 @@ def main() -> None:
         study = write_study(Path(scratch))
         until = ["--until", chosen.until]
         own = run(study, Path(scratch) / "own", *until, "--workers", str(chosen.workers))
-        with LocalCluster(n_workers=chosen.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        cluster = LocalCluster(n_workers=chosen.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+        try:
             attached = run(study, Path(scratch) / "attached", *until, "--scheduler", cluster.scheduler_address)
+        finally:
+            cluster.close(timeout=60)
     same = own.pop("hashes") == attached.pop("hashes")
     result = {"workers": chosen.workers, "same_hashes": same, "own_workers": own, "running_scheduler": attached}
     studies.save_result("overlap", f"overlap --workers {chosen.workers} --until {chosen.until}", result)

@@ -64,7 +64,7 @@ class Swept(NamedTuple):
     ----------
     changed : (changes,), positions among the block's cells of own cells whose label changed
     labels : (changes,), their new labels
-    before : twice the block's share of the energy before the sweep, in quanta
+    before : twice the block's share of the energy before the first sweep, in quanta; 0 for later ones
     change : change of the energy through own spots, in quanta
     shares : (own cells, slots), probability each candidate had when it was drawn, in SHARE_UNITS; of a
         Gibbs sweep only
@@ -144,19 +144,26 @@ def _concatenate_ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> 
     return np.asarray(np.arange(total) + offsets, np.int64)
 
 
-def descend_block(block: Block, labels: NDArray[np.int16], prior: Prior) -> Swept:
+def descend_block(
+    block: Block, labels: NDArray[np.int16], prior: Prior, touched: NDArray[np.bool_] | None = None
+) -> Swept:
     """Return what one sweep of iterated conditional modes changes in the block's own spots.
 
     Pure and idempotent. With the closure in the block, the result equals that of a sweep over all
-    spots, for any division into blocks (`geometry.blocks.sweep_closure`).
+    spots, for any division into blocks (`geometry.blocks.sweep_closure`). A spot rests when neither
+    its cells nor their neighbours changed in the last sweep or before it in this one: it chose its
+    labels with all of them as they are, and would choose them again.
 
     Parameters
     ----------
     block : the block
     labels : (known cells,), type of each of the block's cells before the sweep
     prior : Potts prior
+    touched : (known cells,), cells the last sweep changed; None in the first one
     """
-    return _swept(block, labels, prior, -1)
+    stirred = np.ones(len(labels), bool) if touched is None else touched.copy()
+    before = int(_doubled_energy(block, np.asarray(labels, np.int64), prior)) if touched is None else 0
+    return _swept(block, labels, prior, sweep=-1, stirred=stirred)._replace(before=before)
 
 
 def sample_block(block: Block, labels: NDArray[np.int16], prior: Prior, *, sweep: int) -> Swept:
@@ -167,17 +174,16 @@ def sample_block(block: Block, labels: NDArray[np.int16], prior: Prior, *, sweep
     block, labels, prior : as in descend_block
     sweep : number of the sweep, ≥ 0
     """
-    return _swept(block, labels, prior, sweep)
+    return _swept(block, labels, prior, sweep=sweep, stirred=np.ones(len(labels), bool))
 
 
-def _swept(block: Block, labels: NDArray[np.int16], prior: Prior, sweep: int) -> Swept:
+def _swept(block: Block, labels: NDArray[np.int16], prior: Prior, *, sweep: int, stirred: NDArray[np.bool_]) -> Swept:
     old = np.asarray(labels, np.int64)
-    before = int(_doubled_energy(block, old, prior))
     shares = np.zeros((len(old) if sweep >= 0 else 0, block.types.shape[1]), np.uint16)
-    new, change = _sweep(block, old, prior, sweep, _binomials_of(block), shares)
+    new, change = _sweep(block, old, prior, sweep, _binomials_of(block), shares, stirred)
     own = own_cells(block)
     changed = np.flatnonzero((new != old) & own)
-    return Swept(changed, new[changed].astype(np.int16), before, int(change), shares[own] if sweep >= 0 else shares)
+    return Swept(changed, new[changed].astype(np.int16), 0, int(change), shares[own] if sweep >= 0 else shares)
 
 
 def own_cells(block: Block) -> NDArray[np.bool_]:
@@ -264,14 +270,20 @@ def _sweep(  # noqa: PLR0913
     sweep: int,
     choose: NDArray[np.int64],
     shares: NDArray[np.uint16],
+    stirred: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], int]:
-    """Return the labels after a sweep and own spots' change of energy; a Gibbs sweep (≥ 0) fills `shares`."""
+    """Return the labels after a sweep and own spots' change of energy; a Gibbs sweep (≥ 0) fills `shares`.
+
+    `stirred` marks the cells that the last sweep changed, and then those that this one changes.
+    """
     labels = old.copy()
     change = 0
     for spot in range(len(block.first)):
         mine = slice(block.first[spot], block.first[spot] + block.n_cells[spot])
         if block.n_cells[spot] == 0 or block.size[spot] == 1:
             shares[mine, 0] = SHARE_UNITS
+            continue
+        if sweep < 0 and not _is_stirred(block, stirred, spot):
             continue
         energy = block.energy[block.start[spot] :]
         alone, inside = _surroundings(block, labels, spot, prior.pair_energy)
@@ -287,8 +299,23 @@ def _sweep(  # noqa: PLR0913
             after = energy[multiset_rank(tally_slots(slots, block.size[spot]), block.size[spot], choose)]
             change += after + cell_energies(slots, alone, inside, prior.pair_energy) - before
         for m in range(block.n_cells[spot]):
-            labels[block.first[spot] + m] = block.types[spot, slots[m]]
+            label = block.types[spot, slots[m]]
+            if labels[block.first[spot] + m] != label:
+                labels[block.first[spot] + m] = label
+                stirred[block.first[spot] + m] = True
     return labels, change
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _is_stirred(block: Block, stirred: NDArray[np.bool_], spot: int) -> bool:
+    """Return whether one of a spot's cells or of their neighbours is marked."""
+    for cell in range(block.first[spot], block.first[spot] + block.n_cells[spot]):
+        if stirred[cell]:
+            return True
+        for position in range(block.indptr[cell], block.indptr[cell + 1]):
+            if stirred[block.indices[position]]:
+                return True
+    return False
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]

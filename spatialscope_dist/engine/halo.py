@@ -45,15 +45,16 @@ def sweep_blocks(
 ) -> Iterator[SweepHistory]:
     """Yield the history, grown by one sweep each time, until nothing changes or there are `max_sweeps`.
 
-    `run` maps a list of arguments to results `(changed global ids, new values, extra)` in order.
-    Every block of a sweep sees the state the sweep began with; a block whose inputs did not
-    change in the last sweep rests, because its output could not change either. A history that was
-    kept goes on as if it had never stopped, over whatever blocks.
+    `run` maps a list of arguments to results `(changed global ids, new values, extra)` in order;
+    added to a block's own arguments are `state`, what it reads, and `touched`, which of that the last
+    sweep changed, None in the first. Every block of a sweep sees the state the sweep began with; a
+    block whose inputs did not change in the last sweep rests, because its output could not change
+    either. A history that was kept goes on as if it had never stopped, over whatever blocks.
     """
     while len(history.changes) < max_sweeps and not history.stable:
-        touched, sweep = history.touched, len(history.changes)
+        touched = history.touched
         active = [block for block in blocks if touched is None or touched[block.reads].any()]
-        results = run([{**block.arguments, "state": history.state[block.reads], "sweep": sweep} for block in active])
+        results = run([_call(block, history.state, touched) for block in active])
         new = history.state.copy()
         for ids, values, _ in results:
             new[ids] = values
@@ -62,3 +63,8 @@ def sweep_blocks(
         history.changes.append(int(history.touched.sum()))
         history.extras.append([extra for _, _, extra in results])
         yield history
+
+
+def _call(block: HaloBlock, state: NDArray[Any], touched: NDArray[np.bool_] | None) -> dict[str, Any]:
+    seen = {"state": state[block.reads], "touched": None if touched is None else touched[block.reads]}
+    return {**block.arguments, **seen}

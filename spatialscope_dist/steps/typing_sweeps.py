@@ -155,24 +155,35 @@ def write_block(task: SweepTask, number: int) -> dict[str, Any]:
 
 
 def _cache_of(task: SweepTask, spots: NDArray[np.int64], graph: Arrays) -> Any:
+    """Return candidates and multiset energies of some spots, in their order."""
     from spatialscope_dist.celltypes.multisets import Candidates, MultisetCache
 
     slots = graph["candidates"].shape[1]
     types, size = np.full((len(spots), slots), -1, np.int64), np.ones(len(spots), np.int64)
-    energies: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(spots)
+    lengths, parts = np.zeros(len(spots), np.int64), []
     for path, low, high in _cache_files(task):
         mine = np.flatnonzero((spots >= low) & (spots < high))
         if not len(mine):
             continue
-        cache = load(path)
+        cache, rows = load(path), spots[mine] - low
+        types[mine], size[mine], lengths[mine] = (
+            _widen(cache["types"], slots)[rows],
+            cache["size"][rows],
+            cache["sizes"][rows],
+        )
         start = np.concatenate([[0], np.cumsum(cache["sizes"])])
-        rows = spots[mine] - low
-        types[mine], size[mine] = _widen(cache["types"], slots)[rows], cache["size"][rows]
-        for position, row in zip(mine.tolist(), rows.tolist(), strict=True):
-            energies[position] = cache["energy"][start[row] : start[row + 1]]
-    ends = np.cumsum([0, *map(len, energies)]).astype(np.int64)
-    energy = np.concatenate(energies) if energies else np.zeros(0, np.int64)
+        parts.append((mine, cache["energy"][_ranges(start[rows], lengths[mine])]))
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    energy = np.zeros(ends[-1], np.int64)
+    for mine, values in parts:
+        energy[_ranges(ends[mine], lengths[mine])] = values
     return MultisetCache(Candidates(types, size), graph["n_cells"][spots], ends, energy)
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers from each start on, as many as its length says, one after another."""
+    before = np.cumsum(lengths) - lengths
+    return np.asarray(np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths), np.int64)
 
 
 def sweep_all(task: SweepTask, run: Runner) -> dict[str, Any]:
@@ -280,13 +291,17 @@ def sweep_here(task: SweepTask) -> dict[str, Any]:
 
 
 def descend(
-    path: str, state: NDArray[np.int16], prior: Prior, sweep: int, block: Block | None = None
+    path: str,
+    state: NDArray[np.int16],
+    prior: Prior,
+    touched: NDArray[np.bool_] | None,
+    block: Block | None = None,
 ) -> tuple[Any, Any, Any]:
     """Return changed cells, their labels and (twice the energy before, its change) of one block (worker)."""
     from spatialscope_dist.celltypes.potts import descend_block
 
     block = block or _block(path)
-    swept = descend_block(block, state, prior)
+    swept = descend_block(block, state, prior, touched)
     return block.cells[swept.changed], swept.labels, (swept.before, swept.change)
 
 

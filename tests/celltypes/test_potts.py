@@ -101,7 +101,7 @@ class Tissue:
             results = []
             for call in calls:
                 block = blocks[call["number"]]
-                swept = descend_block(block, call["state"], self.prior)
+                swept = descend_block(block, call["state"], self.prior, call["touched"])
                 results.append((block.cells[swept.changed], swept.labels, (swept.before, swept.change)))
             return results
 
@@ -159,6 +159,21 @@ def test_descend_block__single_spot_is_the_brute_force_minimum(field):
         key=tissue.energy,
     )
     assert tissue.energy(found) == tissue.energy(best)
+
+
+@pytest.mark.parametrize("max_cells", [3, 8])
+def test_descend_block__spots_that_rest_would_not_have_changed(max_cells):
+    tissue = Tissue(400, max_cells=max_cells, seed=11)
+    (block,) = tissue.blocks(1)
+    state, changes = tissue.labels[block.cells].copy(), []
+    while not changes or changes[-1]:
+        swept = descend_block(block, state, tissue.prior)
+        state[swept.changed] = swept.labels
+        changes.append(len(swept.changed))
+    history = tissue.descend(4, max_sweeps=100)
+    assert history.changes == changes
+    assert len(changes) > 3
+    assert np.array_equal(history.state[block.cells], state)
 
 
 @pytest.mark.parametrize("field", [0.0, 1.5])

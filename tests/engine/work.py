@@ -61,7 +61,7 @@ def process_and_modules() -> dict[str, object]:
 
 
 def add_neighbours(
-    *, state: np.ndarray, sweep: int, own: list[int], left: list[int]
+    *, state: np.ndarray, touched: np.ndarray | None, own: list[int], left: list[int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Each cell takes the larger of itself and its left neighbour: a wave that needs many sweeps."""
     size = len(own)
