@@ -78,12 +78,13 @@ def sweep_kernel() -> Any:
     """Return the compiled sweep: number, measured, prior, seen, sums, scales, kept.
 
     Draws a Gamma variate around every cell's expected expression, splits the counts in proportion, halves the
-    allocated counts into `seen` and, when `kept`, adds the sweep to the sums. Streams are (spot; gene, chain, sweep).
+    allocated counts into `seen` and, when `kept`, adds the sweep to the sums. Streams are (spot; gene, pair of
+    chains, sweep); the second chain of a pair mirrors the first, so that the mean over chains varies less.
     """
     import numba
 
     draws = compiled_draws()
-    begin, gamma, split, halve = draws.begin, draws.gamma, draws.split, draws.halve
+    begin, mirror, gamma, split, halve = draws.begin, draws.mirror, draws.gamma, draws.split, draws.halve
     add_unseen = _add_unseen()
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -101,7 +102,9 @@ def sweep_kernel() -> Any:
                 n_cells = measured.first[spot + 1] - low
                 for entry in range(measured.starts[spot], measured.starts[spot + 1]):
                     gene, count = measured.genes[entry], measured.counts[entry]
-                    begin(stream, measured.keys[spot], gene, chain, number)
+                    begin(stream, measured.keys[spot], gene, chain // 2, number)
+                    if chain % 2:
+                        mirror(stream)
                     total = 0.0
                     for cell in range(n_cells):
                         rate, shape = prior.rate[chain, low + cell, gene], prior.shape[chain, low + cell, gene]

@@ -37,6 +37,22 @@ def test_uniform__the_bits_are_those_of_philox():
     assert [compiled_draws().uniform(stream) for _ in range(8)] == expected
 
 
+def test_mirror__complements_until_the_next_stream_begins():
+    uniform, normal = compiled_draws().uniform, compiled_draws().normal
+    plain, mirrored = stream_of(7), stream_of(7)
+    compiled_draws().mirror(mirrored)
+    assert np.allclose([uniform(plain) + uniform(mirrored) for _ in range(9)], 1, atol=1e-15)
+    assert np.allclose([normal(plain) + normal(mirrored) for _ in range(99)], 0, atol=1e-8)
+    compiled_draws().begin(mirrored, key_of("test"), 7, 1, 2)
+    assert uniform(mirrored) == uniform(stream_of(7))
+
+
+def test_normal__is_the_quantile_of_the_uniform():
+    uniforms, normals = draws_of(compiled_draws().uniform), draws_of(compiled_draws().normal)
+    assert (np.abs(uniforms - 0.5) > 0.48).sum() > 100
+    assert np.allclose(normals, stats.norm.ppf(uniforms), rtol=2e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [0.05, 0.7, 1.0, 3.5, 200.0])
 def test_gamma__distribution(shape):
     assert stats.kstest(draws_of(compiled_draws().gamma, shape), stats.gamma(shape).cdf).pvalue > 1e-3
