@@ -148,7 +148,8 @@ def write_blocks(tissue: Tissue, task: typing_sweeps.SweepTask) -> dict[str, Any
         known: dict[str, Any] = {"graph": tissue.graph, "cell_start": start, "keys": tissue.keys}
         save(path, **build_block(closure, order, cache, **known)._asdict())
         written += time.process_time() - clock
-    graph = {"labels": tissue.labels, "candidates": tissue.candidates, "mean_degree": tissue.graph.mean_degree}
+    graph: dict[str, Any] = {"labels": tissue.labels, "candidates": tissue.candidates, "n_cells": tissue.n_cells}
+    graph |= {"owners": owners, "mean_degree": tissue.graph.mean_degree}
     save(task.work / f"graph-{task.n_blocks}.npz", **graph)
     n_spots = len(tissue.n_cells)
     return {

@@ -22,7 +22,7 @@ from spatialscope_dist.steps.typing_sweeps import (
     write_block,
 )
 from spatialscope_dist.store.documents import read_json, remove_tree, write_json
-from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.frames import count_rows
 from spatialscope_dist.study import SectionFacts
 
 NAME = "identify"
@@ -213,7 +213,7 @@ def _fit_sections(steps: _Steps, tasks: dict[str, SectionTask]) -> dict[str, dic
     about = {name: result[f"{name}-prepare"] for name, result in sections.items()}
     for name, task in tasks.items():
         batch = task.options.batch_spots
-        spans = list(batches(len(read_frame(task.ingest / "spots.parquet", columns=["status"])), batch))
+        spans = list(batches(count_rows(task.ingest / "spots.parquet"), batch))
         units = {f"{name}-weights-{batch}-{low}": {"task": task, "low": low, "high": high} for low, high in spans}
         fitted = steps.map(fit_batch, units, on_gpu=task.options.weights_on == "gpu")
         failed = {spot: reason for unit in units for spot, reason in fitted[unit]["failed"].items()}
@@ -245,7 +245,7 @@ def _sweep(steps: _Steps, tasks: dict[str, SectionTask], sections: dict[str, dic
     caches = {
         f"{name}-cache-{batch}-{low}": {"task": one, "low": low, "high": high, "max_cells": max_cells}
         for name, one in tasks.items()
-        for low, high in batches(len(read_frame(one.ingest / "spots.parquet", columns=["status"])), batch)
+        for low, high in batches(count_rows(one.ingest / "spots.parquet"), batch)
     }
     cached = steps.map(cache_batch, caches)
     tag = f"{task.n_blocks}-{batch}"

@@ -255,7 +255,7 @@ def _sample(
         ]
         return run(sample, arguments)
 
-    blocks = [(cells, cells[_own(path)]) for path, cells in zip(task.blocks, reads, strict=True)]
+    blocks = list(zip(reads, _own_cells(task), strict=True))
     samples, every = read_samples(task.work, labels, n_slots=candidates.shape[1]), task.options.checkpoint_every_sweeps
     burn_in, kept = task.options.gibbs_burn_in, task.options.gibbs_sweeps
     for _ in sample_marginals(one_round, blocks, samples, burn_in=burn_in, kept=kept):
@@ -264,10 +264,11 @@ def _sample(
     return samples.sums
 
 
-def _own(path: Path) -> NDArray[np.bool_]:
-    from spatialscope_dist.celltypes.potts import own_cells
-
-    return own_cells(_block(str(path)))
+def _own_cells(task: SweepTask) -> list[NDArray[np.int64]]:
+    """Return the cells each block answers for."""
+    graph = load(task.work / f"graph-{task.n_blocks}.npz", "owners", "n_cells")
+    owner = np.repeat(graph["owners"].astype(np.int32), graph["n_cells"])
+    return [np.flatnonzero(owner == number) for number in range(task.n_blocks)]
 
 
 def _energies(history: SweepHistory) -> list[float]:

@@ -62,6 +62,12 @@ def read_frame_parts(path: Path) -> Iterator[pd.DataFrame]:
             yield file.read_row_group(number).to_pandas()
 
 
+def count_rows(path: Path) -> int:
+    """Return how many rows the frame of a parquet file has; none of them is read."""
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def read_rows(path: Path, low: int, high: int, columns: list[str] | None = None) -> pd.DataFrame:
     """Return rows low:high of the frame of a parquet file; what lies far from them is not read."""
     with _opened(path) as file:
@@ -79,6 +85,12 @@ def read_columns(path: Path) -> Any:
     from pyarrow.parquet import read_table
 
     return read_table(opened_in_parts(path))
+
+
+def read_arrow_parts(path: Path, columns: list[str]) -> Iterator[Any]:
+    """Yield some columns of a parquet file as Arrow batches, one in memory at a time."""
+    with _opened(path) as file:
+        yield from file.iter_batches(_ROWS_PER_GROUP, columns=columns)
 
 
 @contextmanager

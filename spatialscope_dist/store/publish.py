@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from spatialscope_dist.panel import positions_in
 from spatialscope_dist.store.arrays import open_array, open_group, read_array
 from spatialscope_dist.store.counts import Counts, open_counts
 from spatialscope_dist.store.documents import read_json, remove_tree
-from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.frames import read_frame, read_rows
+from spatialscope_dist.store.publish_circles import fill_circles
 from spatialscope_dist.store.switch import copy_tree, replacing_folder
 
 _ROWS_AT_ONCE = 1 << 15
@@ -69,6 +71,9 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
             sizes[name] = len(store[name])
             store.write_element(name)
             del store[name]
+        for name, (places, key, diameter_um) in _circles_of(sources).items():
+            radius = diameter_um / _pixel_size(sources) / 2
+            fill_circles(fresh / "shapes" / name / "shapes.parquet", places, key, radius=radius)
         if sources.segment is not None:
             _link_labels(sources.segment / "labels.zarr", fresh)
         store.write_consolidated_metadata()
@@ -77,24 +82,33 @@ def publish_section(sources: SectionSources, target: Path) -> dict[str, Any]:
 
 def _elements(sources: SectionSources) -> dict[str, Callable[[], Any]]:
     """Return what makes each element of a section, by the element's name."""
-    scale = float(read_json(sources.ingest / "section.json")["pixel_size_um"] or 1.0)
-    spots, size = sources.ingest / "spots.parquet", sources.diameter_um
+    scale = _pixel_size(sources)
     made: dict[str, Callable[[], Any]] = {
-        "spot_circles": lambda: _circles(spots, "spot_id", diameter_um=size, scale=scale),
-        "spots": lambda: _spots_table(sources),
+        name: partial(_first_circles, places, key, scale) for name, (places, key, _) in _circles_of(sources).items()
     }
+    made["spots"] = lambda: _spots_table(sources)
     if sources.segment is not None:
         segment = sources.segment
         made["nucleus_polygons"] = lambda: _polygons(segment, scale)
         made["nuclei"] = lambda: _empty_labels(segment, scale)
     if sources.identify is not None:
         cells = sources.identify / "cells.parquet"
-        if sources.segment is None:
-            made["cell_centres"] = lambda: _circles(cells, "cell_id", diameter_um=_CELL_UM, scale=scale)
         made["cells"] = lambda: _cells_table(sources, cells)
     if (sources.ingest / "view.zarr").exists():
         made["he"] = lambda: _image(sources.ingest / "view.zarr", scale)
     return made
+
+
+def _circles_of(sources: SectionSources) -> dict[str, tuple[Path, str, float]]:
+    """Return the file of places, the column of names and the diameter in µm of each element of circles."""
+    circles = {"spot_circles": (sources.ingest / "spots.parquet", "spot_id", sources.diameter_um)}
+    if sources.identify is not None and sources.segment is None:
+        circles["cell_centres"] = (sources.identify / "cells.parquet", "cell_id", _CELL_UM)
+    return circles
+
+
+def _pixel_size(sources: SectionSources) -> float:
+    return float(read_json(sources.ingest / "section.json")["pixel_size_um"] or 1.0)
 
 
 def _spots_table(sources: SectionSources) -> Any:
@@ -225,14 +239,14 @@ def _to_coordinates(scale: float, factor: float = 1.0) -> dict[str, Any]:
     return {"global": pixels, "um": Scale([factor * scale, factor * scale], axes=("x", "y"))}
 
 
-def _circles(path: Path, key: str, *, diameter_um: float, scale: float) -> Any:
+def _first_circles(path: Path, key: str, scale: float) -> Any:
+    """Return the first of many circles: they carry what an element needs besides, and are replaced by all of them."""
     import geopandas
     from spatialdata.models import ShapesModel
 
-    places = read_frame(path, columns=[key, "x_px", "y_px"])
+    places = read_rows(path, 0, 1, columns=[key, "x_px", "y_px"])
     points = geopandas.points_from_xy(places["x_px"], places["y_px"])
-    radius = np.full(len(places), diameter_um / scale / 2)
-    frame = geopandas.GeoDataFrame({"radius": radius}, geometry=points, index=places[key].to_numpy(str))
+    frame = geopandas.GeoDataFrame({"radius": np.ones(len(places))}, geometry=points, index=places[key].to_numpy(str))
     return ShapesModel.parse(frame, transformations=_to_coordinates(scale))
 
 
