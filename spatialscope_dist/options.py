@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class StageOptions(BaseModel):
@@ -177,6 +177,12 @@ class TrainOptions(StageOptions):
         None, description="folder of a trained model of the same gene panel and sizes to go on from"
     )
     processes: int = Field(1, ge=1, le=4, description="workers that train a network together; never changes the result")
+    mixed_precision: Literal["auto", "off", "bfloat16", "float16"] = Field(
+        "auto", description="of training; auto: bfloat16 on GPUs that have it, float16 on others, off on CPUs"
+    )
+    compiled: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the losses (torch.compile; needs a C++ compiler); auto: on GPUs only"
+    )
     check_every_steps: int = Field(100, ge=1, description="steps between evaluations on held-out cells")
     checkpoint_every_steps: int = Field(200, ge=1, description="steps between checkpoints; never changes the result")
     patience_checks: int = Field(4, ge=1, description="held-out evaluations without gain before stopping")
@@ -221,11 +227,20 @@ class DecomposeOptions(StageOptions):
         (0.05, 0.95), description="levels of the quantiles of each cell's counts that are written; [] for none"
     )
     quantile_draws: int = Field(
-        20, ge=20, description="integer draws a quantile comes from, of each estimator in a blend"
+        20, ge=10, description="integer draws a quantile comes from, of each estimator in a blend"
     )
     calibration_spots: int = Field(
         120, ge=10, description="spots simulated from held-out reference cells to choose the estimator"
     )
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> DecomposeOptions:
+        tail = min((min(level, 1 - level) for level in self.quantiles), default=0.5)
+        if tail * (self.quantile_draws + 1) < 1 - 1e-9:
+            raise ValueError(
+                f"quantile_draws must be at least {1 / tail - 1:.0f} for the level {tail:g} or {1 - tail:g}"
+            )
+        return self
 
 
 class InteractOptions(StageOptions):

@@ -36,7 +36,11 @@ def test_cells__columns_values_and_types(section, finished: Finished) -> None:  
     assert cells.X.dtype == np.float32
     assert np.isfinite(cells.X).all()
     assert (cells.X >= 0).all()
-    assert cells.layers["sd"].shape == cells.shape
+    assert set(cells.layers) == {"sd", "q05", "q95"}
+    low, high = cells.layers["q05"], cells.layers["q95"]
+    assert (low <= np.ceil(cells.X)).all()
+    assert (high >= np.floor(cells.X)).all()
+    assert low.sum() < cells.X.sum() < high.sum()
     assert cells.obsm["spatial"].shape == (cells.n_obs, 2)
     assert {"gene", "measured", "platform_effect"} <= set(cells.var)
     assert cells.obs_names.is_unique

@@ -93,6 +93,13 @@ class SpotCells:
             yield slice(int(self.first[low]), int(self.first[high])), self.part(low, high)
             low = high
 
+    def alike(self, max_cells: int) -> Iterator[tuple[NDArray[np.intp], SpotCells]]:
+        """Yield (cells, spots) of micro-batches as `batches`: spots with one cell apart from those with several."""
+        for those in (self.n_cells == 1, self.n_cells > 1):
+            chosen, cells = self.select(np.flatnonzero(those))
+            for rows, part in chosen.batches(max_cells):
+                yield cells[rows], part
+
 
 def sum_cells(values: Any, spots: SpotCells) -> Any:
     """Return the sum over each spot's cells, (…, spots, genes); cells are added in order of rank.
@@ -193,8 +200,8 @@ def exchangeable(spots: SpotCells) -> list[NDArray[np.int64]]:
     return [by_type[low:high] for low, high in zip(edges[:-1], edges[1:], strict=True) if high - low > 1]
 
 
-def combine_chains(means: Float, variances: Float, spots: SpotCells) -> Estimate:
-    """Return mean and sd over posterior chains after lining up exchangeable cells.
+def combine_chains(means: Float, variances: Float, order: NDArray[np.int64]) -> Estimate:
+    """Return mean and sd over posterior chains, exchangeable cells lined up.
 
     The variance is that between the chains plus the mean variance within them (law of total variance).
 
@@ -202,11 +209,10 @@ def combine_chains(means: Float, variances: Float, spots: SpotCells) -> Estimate
     ----------
     means, variances
         (chains, cells, genes), reference counts (squared).
-    spots
-        of these cells.
+    order
+        (chains, cells), of `align_chains`.
     """
-    order = align_chains(means, spots)[:, :, None]
-    means, variances = np.take_along_axis(means, order, axis=1), np.take_along_axis(variances, order, axis=1)
+    means, variances = (np.take_along_axis(part, order[:, :, None], axis=1) for part in (means, variances))
     between = means.var(axis=0, ddof=1) if len(means) > 1 else np.float32(0)
     return Estimate(means.mean(axis=0), np.sqrt(between + variances.mean(axis=0)).astype(np.float32))
 

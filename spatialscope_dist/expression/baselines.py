@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import digamma
 
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, fill_in, missing, shares
+from spatialscope_dist.expression.intervals import SCALED, UNTIED, Spread
 from spatialscope_dist.expression.profiles import ReferenceProfiles
 
 Float = NDArray[np.float32]
@@ -101,6 +102,15 @@ def shrinkage(spots: SpotCells, profiles: ReferenceProfiles, *, n_rounds: int = 
     counts are split by exp(E log rate), and the posterior mean of the rate stands for what was not captured.
     One round is best on held-out cells of several data sets: with more, a cell keeps what it was given by chance.
     """
+    shape, inverse, share = _mean_field(spots, profiles, n_rounds=n_rounds)
+    rates = (shape / inverse).astype(np.float32)
+    estimate = fill_in(rates, share, spots)
+    spread = missing(spots.exposure) ** 2 * rates / inverse  # the rate itself is not known
+    return Estimate(estimate.mean, np.sqrt(estimate.sd**2 + spread).astype(np.float32))
+
+
+def _mean_field(spots: SpotCells, profiles: ReferenceProfiles, *, n_rounds: int = 1) -> tuple[Float, Float, Float]:
+    """Return shape and inverse scale of each rate's Gamma distribution, and the shares, (cells, genes) each."""
     mean = cell_sizes(spots, profiles)[:, None] * profiles.mean_counts[spots.types]
     shape = profiles.dispersion[spots.types]
     inverse = shape / mean + spots.exposure
@@ -108,10 +118,7 @@ def shrinkage(spots: SpotCells, profiles: ReferenceProfiles, *, n_rounds: int = 
     share = shares(mean, spots)
     for _ in range(n_rounds):
         share = shares((np.exp(digamma(shape + measured * share)) / inverse).astype(np.float32), spots)
-    rates = ((shape + measured * share) / inverse).astype(np.float32)
-    estimate = fill_in(rates, share, spots)
-    spread = missing(spots.exposure) ** 2 * rates / inverse  # the rate itself is not known
-    return Estimate(estimate.mean, np.sqrt(estimate.sd**2 + spread).astype(np.float32))
+    return shape + measured * share, inverse, share
 
 
 BASELINES: dict[str, Callable[[SpotCells, ReferenceProfiles], Estimate]] = {
@@ -120,3 +127,16 @@ BASELINES: dict[str, Callable[[SpotCells, ReferenceProfiles], Estimate]] = {
     "sized": sized,
     "shrinkage": shrinkage,
 }
+
+
+def baseline_spread(spots: SpotCells, profiles: ReferenceProfiles, *, name: str) -> Spread:
+    """Return what the draws of a baseline are made of."""
+    mean = profiles.mean_counts[spots.types]
+    if name == "type_mean":
+        return Spread.of(mean, shape=profiles.dispersion[spots.types], tie=UNTIED)
+    if name == "proportional":
+        return Spread.of(mean, tie=SCALED)
+    if name == "sized":
+        return Spread.of(cell_sizes(spots, profiles)[:, None] * mean)
+    shape, inverse, _ = _mean_field(spots, profiles)
+    return Spread.of((shape / inverse).astype(np.float32), shape=shape)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_chains
-from spatialscope_dist.expression.baselines import BASELINES
+from spatialscope_dist.expression.baselines import BASELINES, baseline_spread
+from spatialscope_dist.expression.intervals import Spread, draw, quantiles
 from spatialscope_dist.expression.model import ExpressionModel
-from spatialscope_dist.expression.samplers import sample_score
-from spatialscope_dist.expression.split_gibbs import sample_counts
+from spatialscope_dist.expression.samplers import sample_score, score_posterior
+from spatialscope_dist.expression.split_gibbs import counts_posterior, sample_counts
 from spatialscope_dist.options import DecomposeOptions
 
 Float = NDArray[np.float32]
-_CELLS_PER_BATCH = 256
+_CELLS_PER_BATCH, _CELLS_WITH_SPREAD = 256, 64
 _NETWORKS = {"counts": sample_counts, "score": sample_score}
+_POSTERIORS = {"counts": counts_posterior, "score": score_posterior}
 BLENDS = (
     "counts+shrinkage",
     "counts+proportional",
@@ -35,6 +38,58 @@ def estimate_spots(spots: SpotCells, model: ExpressionModel, options: DecomposeO
     """Return mean and sd of every cell by the estimator of that name; names joined by + are averaged."""
     parts = {part: _estimate(spots, model, options, part) for part in name.split("+")}
     return blend(parts, spots, name=name)
+
+
+class Interval(NamedTuple):
+    """Estimate of cells and quantiles of their counts, (levels, cells, genes), reference counts."""
+
+    estimate: Estimate
+    quantiles: Float
+
+
+def estimate_with_quantiles(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, name: str
+) -> Interval:
+    """Return what `estimate_spots` returns and the quantiles of the options, of the pooled draws of its parts.
+
+    One micro-batch of spots after the other: expectations of every chain are in memory for one of them only.
+    """
+    levels, shape = options.quantiles, (len(spots.types), spots.counts.shape[1])
+    mean, sd = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    bounds = np.empty((len(levels), *shape), np.float32)
+    for cells, part in spots.alike(_CELLS_WITH_SPREAD):
+        (mean[cells], sd[cells]), spreads = _posterior(part, model, options, name=name)
+        bounds[:, cells] = quantiles(spreads, part, levels=levels, n_draws=options.quantile_draws)
+    return Interval(Estimate(mean, sd), bounds)
+
+
+def draw_spots(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, name: str, n_draws: int
+) -> Float:
+    """Return draws of the cells' counts, (draws, cells, genes), `n_draws` of every part of the estimator."""
+    parts = name.count("+") + 1
+    out = np.empty((parts * n_draws, len(spots.types), spots.counts.shape[1]), np.float32)
+    for cells, part in spots.alike(_CELLS_WITH_SPREAD):
+        out[:, cells] = draw(_posterior(part, model, options, name=name)[1], part, n_draws=n_draws)
+    return out
+
+
+def _posterior(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, name: str
+) -> tuple[Estimate, list[Spread]]:
+    """Return the estimate of a micro-batch and what the draws of its parts are made of, cells lined up."""
+    estimates, spreads = {}, {}
+    for part in name.split("+"):
+        if part in _POSTERIORS:
+            estimates[part], spreads[part] = _POSTERIORS[part](spots, model, options)
+        else:
+            estimates[part] = _estimate(spots, model, options, part)
+            spreads[part] = baseline_spread(spots, model.profiles, name=part)
+    order = align_chains(np.stack([estimate.mean for estimate in estimates.values()]), spots)
+    lined_up = [
+        spread._replace(order=spread.order[:, rows]) for spread, rows in zip(spreads.values(), order, strict=True)
+    ]
+    return blend(estimates, spots, name=name), lined_up
 
 
 def estimate_all(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialscope_dist.expression.allocation import Estimate, SpotCells, combine_chains, sum_cells
+from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_chains, combine_chains, sum_cells
 from spatialscope_dist.expression.device import working_device
+from spatialscope_dist.expression.intervals import FILLED, Spread
 from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.noise import falling_levels, geometric_levels, keyed_normals, keyed_normals_torch
 from spatialscope_dist.options import DecomposeOptions
@@ -37,12 +38,18 @@ def sample_score(
     """
     mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
     sd = np.empty_like(mean)
-    device = device or working_device()
-    sampler = _preconditioned if options.sampler == "preconditioned" else _langevin
     for cells, part in spots.batches(_CELLS_PER_BATCH):
         if len(part.types):
-            mean[cells], sd[cells] = sampler(_batch(part, model, device=device), options)
+            (mean[cells], sd[cells]), _ = score_posterior(part, model, options, device=device)
     return Estimate(mean, sd)
+
+
+def score_posterior(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
+) -> tuple[Estimate, Spread]:
+    """Return mean and sd of the cells of one micro-batch, and the replicates, around which counts are drawn."""
+    sampler = _preconditioned if options.sampler == "preconditioned" else _langevin
+    return sampler(_batch(spots, model, device=device or working_device()), options)
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,12 @@ class _Batch:
         captured, unseen = measured * share / per_count, (1.0 - self.exposure).clamp(min=0.0) * rates
         return captured + unseen, captured * (1 - share) / per_count + unseen
 
-    def finish(self, means: Tensor, variances: Tensor) -> Estimate:
-        """Return mean and sd of the real cells over the chains."""
+    def finish(self, means: Tensor, variances: Tensor, rates: Tensor) -> tuple[Estimate, Spread]:
+        """Return mean and sd of the real cells over the chains, and what their counts are drawn from."""
         n_cells = len(self.spots.types)
-        return combine_chains(means[:, :n_cells].cpu().numpy(), variances[:, :n_cells].cpu().numpy(), self.spots)
+        mean, variance, rate = (part[:, :n_cells].cpu().numpy() for part in (means, variances, rates))
+        order = align_chains(mean, self.spots)
+        return combine_chains(mean, variance, order), Spread(rate, np.zeros_like(rate), order, FILLED)
 
 
 def _batch(spots: SpotCells, model: ExpressionModel, *, device: torch.device) -> _Batch:
@@ -131,7 +140,7 @@ def _batch(spots: SpotCells, model: ExpressionModel, *, device: torch.device) ->
     )
 
 
-def _preconditioned(batch: _Batch, options: DecomposeOptions) -> Estimate:
+def _preconditioned(batch: _Batch, options: DecomposeOptions) -> tuple[Estimate, Spread]:
     """Denoise, make the cells add up to what was measured, put fresh noise on, at falling levels.
 
     The levels and the preconditioned denoiser are those of Karras et al. 2022; denoising followed by a step
@@ -148,10 +157,10 @@ def _preconditioned(batch: _Batch, options: DecomposeOptions) -> Estimate:
         if step + 1 < len(levels):
             clean = (means.log1p() - batch.mean_log) / scale
             noisy = clean + levels[step + 1] * batch.normals(step + 1, n_chains=n_chains)
-    return batch.finish(means, variances)
+    return batch.finish(means, variances, rates)
 
 
-def _langevin(batch: _Batch, options: DecomposeOptions) -> Estimate:
+def _langevin(batch: _Batch, options: DecomposeOptions) -> tuple[Estimate, Spread]:
     """Algorithm 1: annealed Langevin dynamics on log1p - mu_k with the spot's counts as guidance.
 
     The target is the measured count per exposure: y / exp(gamma), scaled to the reference's depth.
@@ -188,7 +197,7 @@ def _langevin(batch: _Batch, options: DecomposeOptions) -> Estimate:
         normals=lambda step: batch.normals(step, n_chains=n_chains),
     )
     rates = (x + batch.mean_log).expm1().clamp(min=0.0)
-    return batch.finish(rates, batch.fill_in(rates + batch.floor)[1])
+    return batch.finish(rates, batch.fill_in(rates + batch.floor)[1], rates + batch.floor)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ evaluation gives what was not captured or not measured of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_chains, missing
 from spatialscope_dist.expression.count_denoiser import Rates, Told, predict, tell, type_tables
 from spatialscope_dist.expression.device import working_device
+from spatialscope_dist.expression.intervals import FILLED, Spread, draw
 from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.sweep_kernels import (
     Measured,
@@ -29,7 +30,6 @@ from spatialscope_dist.expression.sweep_kernels import (
     Sums,
     empty_sums,
     sweep_kernel,
-    unseen_kernel,
 )
 from spatialscope_dist.options import DecomposeOptions
 
@@ -49,10 +49,6 @@ class Posterior:
     estimate: Estimate
     draws: Float
 
-    def quantiles(self, levels: Sequence[float]) -> Float:
-        """Return quantiles, (levels, cells, genes), of the draws."""
-        return np.quantile(self.draws, levels, axis=0).astype(np.float32)
-
 
 def sample_counts(
     spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
@@ -61,8 +57,16 @@ def sample_counts(
     mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
     sd = np.empty_like(mean)
     for cells, batch in _batches(spots, model, options, device or working_device()):
-        mean[cells], sd[cells] = batch.posterior(keep_draws=False).estimate
+        (mean[cells], sd[cells]), _ = batch.posterior()
     return Estimate(mean, sd)
+
+
+def counts_posterior(
+    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
+) -> tuple[Estimate, Spread]:
+    """Return mean and sd of the cells of one micro-batch (`SpotCells.alike`), and what their draws are made of."""
+    kind = _Alone if len(spots.types) == len(spots.counts) else _Together
+    return kind(spots, model, options, device or working_device()).posterior()
 
 
 def draw_counts(
@@ -74,20 +78,17 @@ def draw_counts(
     mean, sd = np.empty(shape, np.float32), np.empty(shape, np.float32)
     draws = np.empty((n_draws, *shape), np.float32)
     for cells, batch in _batches(spots, model, options, device or working_device()):
-        posterior = batch.posterior(keep_draws=True)
-        mean[cells], sd[cells] = posterior.estimate
-        draws[:, cells] = posterior.draws
+        (mean[cells], sd[cells]), spread = batch.posterior()
+        draws[:, cells] = draw([spread], batch.spots, n_draws=n_draws)
     return Posterior(Estimate(mean, sd), draws)
 
 
 def _batches(
     spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, device: torch.device
 ) -> Iterator[tuple[NDArray[np.intp], _Alone | _Together]]:
-    """Yield (cells, micro-batch): spots with one cell apart from those with several."""
-    for kind, those in ((_Alone, spots.n_cells == 1), (_Together, spots.n_cells > 1)):
-        chosen, cells = spots.select(np.flatnonzero(those))
-        for rows, part in chosen.batches(_CELLS_PER_BATCH):
-            yield cells[rows], kind(part, model, options, device)
+    for cells, part in spots.alike(_CELLS_PER_BATCH):
+        kind = _Alone if len(part.types) == len(part.counts) else _Together
+        yield cells, kind(part, model, options, device)
 
 
 class _Batch:
@@ -134,29 +135,28 @@ class _Batch:
 class _Together(_Batch):
     """Spots with several cells: split Gibbs."""
 
-    def posterior(self, *, keep_draws: bool) -> Posterior:
-        """Return the posterior of the cells, and the draws if they are kept."""
+    def posterior(self) -> tuple[Estimate, Spread]:
+        """Return mean and sd of the cells, and the expectations of the kept sweeps."""
         import torch
 
         n_chains, n_sweeps = self.options.count_chains, self.options.count_sweeps
         shape = (n_chains, self.n_rows, self.spots.counts.shape[1])
         seen = Seen(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
-        sums, draws, sweep = empty_sums(shape), [], sweep_kernel()
+        sums, priors, sweep = empty_sums(shape), [], sweep_kernel()
         with torch.inference_mode():
             told = self.told(keep=_KEEP, n_chains=n_chains)
             rates = Rates(told.log_means, told.log_shapes)
             for number in range(n_sweeps + 1):
                 prior, kept = self.prior(rates, n_chains), number > self.options.count_burn_in
                 sweep(number, self.measured, prior, seen, sums, self.scales.of_genes, kept)
-                if kept and keep_draws:
-                    draws.append(sums.last.copy())
-                    unseen_kernel()(number, self.measured, prior, self.scales.of_genes, draws[-1])
+                if kept:
+                    priors.append(prior)
                 if number < n_sweeps:
                     rates = self.expect(seen, told)
-        return self._combine(sums, draws, n_sweeps - self.options.count_burn_in)
+        return self._combine(sums, priors)
 
-    def _combine(self, sums: Sums, draws: list[Float], n_kept: int) -> Posterior:
-        n_cells = len(self.spots.types)
+    def _combine(self, sums: Sums, priors: list[Prior]) -> tuple[Estimate, Spread]:
+        n_cells, n_kept = len(self.spots.types), len(priors)
         means = sums.means[:, :n_cells] / np.float32(n_kept)
         order = align_chains(means, self.spots)
         n_draws = np.float32(n_kept * len(means))
@@ -166,15 +166,15 @@ class _Together(_Batch):
             for part in (sums.draws, sums.squares, sums.variances)
         )
         sd = np.sqrt(np.maximum(second - first**2, 0) + extra)
-        lined_up = [part[chain, order[chain]] for part in draws for chain in range(len(part))]
-        return Posterior(Estimate(mean, sd), np.array(lined_up, np.float32))
+        rate, shape = (np.concatenate(parts) for parts in zip(*priors, strict=True))
+        return Estimate(mean, sd), Spread(rate, shape, np.tile(order, (n_kept, 1)), FILLED)
 
 
 class _Alone(_Batch):
     """Cells alone in their spot: what was not captured or not measured of them, by one evaluation."""
 
-    def posterior(self, *, keep_draws: bool) -> Posterior:
-        """Return the posterior of the cells, and the draws if they are kept."""
+    def posterior(self) -> tuple[Estimate, Spread]:
+        """Return mean and sd of the cells, and the expectation they come from."""
         import torch
 
         n_cells, genes = len(self.spots.types), self.scales.of_genes
@@ -185,11 +185,7 @@ class _Alone(_Batch):
             prior = self.prior(self.expect(seen, self.told(keep=1.0, n_chains=1)), 1)
         captured, unseen = self.spots.measured * genes.per_count, prior.rate[0, :n_cells] * genes.missing
         sd = np.sqrt(unseen + unseen**2 / prior.shape[0, :n_cells])
-        n_draws = self.options.count_chains * (self.options.count_sweeps - self.options.count_burn_in)
-        draws = np.repeat(captured[None], n_draws if keep_draws else 0, axis=0)
-        for number in range(len(draws)):
-            unseen_kernel()(number, self.measured, prior, genes, draws[number : number + 1])
-        return Posterior(Estimate(captured + unseen, sd), draws)
+        return Estimate(captured + unseen, sd), Spread.of(prior.rate[0, :n_cells], shape=prior.shape[0, :n_cells])
 
 
 class _Scaling(NamedTuple):

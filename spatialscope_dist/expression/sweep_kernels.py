@@ -56,21 +56,17 @@ class Scales(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over kept sweeps, (chains, cells, genes): means, integer draws, their squares, variance of the unseen.
-
-    `last` holds the latest draws of the captured part.
-    """
+    """Sums over kept sweeps, (chains, cells, genes): means, integer draws, their squares, variance of the unseen."""
 
     means: Float
     draws: Float
     squares: Float
     variances: Float
-    last: Float
 
 
 def empty_sums(shape: tuple[int, ...]) -> Sums:
     """Return sums before the first kept sweep."""
-    return Sums(*(np.zeros(shape, np.float32) for _ in range(5)))
+    return Sums(*(np.zeros(shape, np.float32) for _ in range(4)))
 
 
 @functools.cache
@@ -94,7 +90,6 @@ def sweep_kernel() -> Any:
         weights, given = np.empty(widest), np.empty(widest, np.int64)
         seen.totals[:] = 0
         if kept:
-            sums.last[:] = 0
             add_unseen(prior, sums, scales)
         for chain in range(prior.rate.shape[0]):
             for spot in range(len(measured.keys)):
@@ -122,7 +117,6 @@ def sweep_kernel() -> Any:
                             sums.means[place] += count * prior.rate[place] / total * scales.per_count[gene]
                             sums.draws[place] += captured
                             sums.squares[place] += captured * (captured + 2 * unseen)
-                            sums.last[place] = captured
 
     return sweep
 
@@ -145,32 +139,3 @@ def _add_unseen() -> Any:
                     sums.variances[chain, cell, gene] += unseen + unseen * unseen / prior.shape[chain, cell, gene]
 
     return add_unseen
-
-
-@functools.cache
-def unseen_kernel() -> Any:
-    """Return the compiled draw of what was not captured: number, measured, ranks, prior, scales, out.
-
-    Adds Poisson((1 - exposure) * Gamma variate) to `out`, (chains, cells, genes), for the cells of the spots. Streams
-    are (spot; gene, chain + 65536 * (rank + 1), sweep), apart from those of the sweep.
-    """
-    import numba
-
-    draws = compiled_draws()
-    begin, gamma, poisson = draws.begin, draws.gamma, draws.poisson
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def draw(number: int, measured: Any, prior: Any, scales: Any, out: Any) -> None:
-        stream = np.zeros(STREAM_WORDS, np.uint64)
-        for chain in range(prior.rate.shape[0]):
-            for spot in range(len(measured.keys)):
-                for cell in range(measured.first[spot], measured.first[spot + 1]):
-                    rank = cell - measured.first[spot]
-                    for gene in range(prior.rate.shape[2]):
-                        if scales.missing[gene] > 0:
-                            begin(stream, measured.keys[spot], gene, chain + 65536 * (rank + 1), number)
-                            shape = np.float64(prior.shape[chain, cell, gene])
-                            rate = prior.rate[chain, cell, gene] * gamma(stream, shape) / shape
-                            out[chain, cell, gene] += poisson(stream, scales.missing[gene] * rate)
-
-    return draw

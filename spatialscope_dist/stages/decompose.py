@@ -25,11 +25,12 @@ from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
-    from spatialscope_dist.expression.allocation import Estimate, SpotCells
+    from spatialscope_dist.expression.allocation import SpotCells
+    from spatialscope_dist.expression.estimators import Interval
     from spatialscope_dist.expression.model import ExpressionModel
 
 NAME = "decompose"
-VERSION = 3
+VERSION = 4
 _CHUNK_ROWS = 256
 _COMPILER_BYTES = 140 << 20  # of the sweep's compiled loops
 _FAILED = "failed: the estimate is not a number"
@@ -87,16 +88,19 @@ def plan(context: Context, item: str) -> StagePlan:
     """Return one task per shard and one before; memory of a shard, of a batch of spots and of the tables."""
     options, facts = context.study.options.decompose, context.facts
     section, genes = facts.sections[item], context.largest_panel()
-    shard = 4 * options.rows_per_shard * genes * 6
+    layers = 2 + len(options.quantiles)
+    shard = 4 * options.rows_per_shard * genes * (4 + 2 * layers)
     chains = max(options.n_chains, options.langevin_chains, 2 * options.count_chains)
-    batch = 4 * 64 * chains * genes * 12
+    kept = options.count_chains * (options.count_sweeps - options.count_burn_in)
+    drawn_from = 6 * (kept + chains) if options.quantiles else 0
+    batch = 4 * 64 * genes * (12 * chains + drawn_from)
     rehearsal = 4 * REHEARSED_CELLS * genes * 12
     tables = 40 * section.n_cells + 300 * section.n_spots + 200 * facts.n_reference_cells
     blocks = 12 * 4096 * min(section.n_genes, 4 * section.n_stored // max(section.n_spots, 1))
     model = 40 * facts.n_types * genes + 12 * context.study.options.train.width * genes
     peak = TORCH_WORKER_BYTES + _COMPILER_BYTES + model + tables + blocks + batch + max(shard, rehearsal)
     shards = -(-section.n_cells // options.rows_per_shard)
-    return StagePlan(tasks=shards + 1, peak_bytes=peak, disk_bytes=8 * section.n_cells * genes)
+    return StagePlan(tasks=shards + 1, peak_bytes=peak, disk_bytes=4 * layers * section.n_cells * genes)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
@@ -216,7 +220,8 @@ def _write_tables(
     for name, values in (("cell_types", types), ("cell_spots", spot_rows)):
         write_array(task.output / f"{name}.zarr", values, axes=("cell",), chunks=(rows,))
     write_array(task.output / "exposure.zarr", exposure, axes=("gene",))
-    for name in ("mean", "sd"):
+    write_json(task.output / "layers.json", list(layer_names(task.options)))
+    for name in ("mean", *layer_names(task.options)):
         create_array(
             task.output / f"{name}.zarr",
             shape=(len(types), genes),
@@ -228,22 +233,32 @@ def _write_tables(
         )
 
 
+def layer_names(options: DecomposeOptions) -> tuple[str, ...]:
+    """Return what is written beside the mean: sd and, for level 0.05, q05.
+
+    Examples
+    --------
+    >>> layer_names(DecomposeOptions(quantiles=(0.025, 0.5)))
+    ('sd', 'q025', 'q50')
+    """
+    return ("sd", *(f"q{f'{level:g}'[2:]:0<2}" for level in options.quantiles))
+
+
 def decompose_rows(*, task: SectionTask, low: int, high: int) -> dict[str, Any]:
-    """Write mean and sd of cells low:high and the spots whose first cell is among them (worker)."""
+    """Write the estimate of cells low:high and the spots whose first cell is among them (worker)."""
     import pandas as pd
 
     from spatialscope_dist.expression.allocation import residuals
-    from spatialscope_dist.expression.estimators import estimate_spots
     from spatialscope_dist.expression.samplers import failed_spots
 
     model = task.expression_model()
     shard = _read_shard(task, low, high, model=model)
     name = read_json(task.output / "estimator.json")["estimator"]
-    estimate = estimate_spots(shard.spots, model, task.options, name=name)
+    estimate, quantiles = _estimate(shard.spots, model, task.options, name=name)
     failed = failed_spots(estimate, shard.spots)
-    for kind in ("mean", "sd"):
-        rows = shard.own(estimate, kind, failed)
-        write_region(task.output / f"{kind}.zarr", (slice(low, high), slice(0, rows.shape[1])), rows)
+    for layer, values in zip(("mean", *layer_names(task.options)), (*estimate, *quantiles), strict=True):
+        rows = shard.own(values, failed)
+        write_region(task.output / f"{layer}.zarr", (slice(low, high), slice(0, rows.shape[1])), rows)
     status = np.where(failed, _FAILED, np.where(shard.spots.n_cells > 0, "ok", _UNTYPED))
     frame = pd.DataFrame(
         {
@@ -260,6 +275,15 @@ def decompose_rows(*, task: SectionTask, low: int, high: int) -> dict[str, Any]:
     return {"cells": high - low, "failed": dict.fromkeys(ids, _FAILED)}
 
 
+def _estimate(spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, name: str) -> Interval:
+    from spatialscope_dist.expression import estimators
+
+    if options.quantiles:
+        return estimators.estimate_with_quantiles(spots, model, options, name=name)
+    empty = np.empty((0, len(spots.types), len(model.genes)), np.float32)
+    return estimators.Interval(estimators.estimate_spots(spots, model, options, name=name), empty)
+
+
 @dataclass(frozen=True)
 class _Shard:
     """Whole spots that touch a shard of cells; `typed` are the cells of `spots` among all their cells."""
@@ -272,9 +296,8 @@ class _Shard:
     offset: int  # cells before the shard
     n_cells: int  # of the shard
 
-    def own(self, estimate: Estimate, kind: str, failed: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the shard's own rows, (cells, genes); NaN for cells without an estimate."""
-        values = getattr(estimate, kind)
+    def own(self, values: NDArray[np.float32], failed: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the shard's own rows of (typed cells, genes) values; NaN for cells without an estimate."""
         rows = np.full((len(self.typed), values.shape[1]), np.nan, np.float32)
         rows[self.typed] = np.where(failed[self.spots.spot][:, None], np.nan, values)
         return rows[self.offset : self.offset + self.n_cells]

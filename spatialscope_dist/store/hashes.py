@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spatialscope_dist.store.arrays import open_array
+from spatialscope_dist.store.documents import read_json
 from spatialscope_dist.store.frames import read_frame
 
 
@@ -22,7 +23,8 @@ def section_hashes(segment: Path | None, identify: Path | None, decompose: Path 
         hashes["cells"] = _hash_frame(identify / "cells.parquet")
     if decompose is not None:
         hashes["expression"] = hash_array(decompose / "mean.zarr")
-        hashes["expression_sd"] = hash_array(decompose / "sd.zarr")
+        for layer in read_json(decompose / "layers.json"):
+            hashes[f"expression_{layer}"] = hash_array(decompose / f"{layer}.zarr")
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in hashes.items()}
 
 

@@ -183,7 +183,8 @@ def _cells_table(sources: SectionSources, path: Path) -> Any:
     else:
         var = pd.DataFrame(_panel_columns(sources), index=sources.genes)
         table = anndata.AnnData(_lazy(sources.decompose / "mean.zarr"), obs=obs, var=var)
-        table.layers["sd"] = _lazy(sources.decompose / "sd.zarr")
+        for name in read_json(sources.decompose / "layers.json"):
+            table.layers[name] = _lazy(sources.decompose / f"{name}.zarr")
     table.obsm["spatial"] = places.to_numpy(float)
     table.uns["spatialscope"] = _plain_notes(sources.notes)
     if sources.segment is None:

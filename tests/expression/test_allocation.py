@@ -102,7 +102,7 @@ def test_combine_chains__total_variance(spots):
     random = np.random.default_rng(0)
     means = random.gamma(1, 1, (5, len(spots.types), 37)).astype(np.float32)
     variances = random.gamma(1, 1, means.shape).astype(np.float32)
-    estimate = combine_chains(means, variances, different)
+    estimate = combine_chains(means, variances, align_chains(means, different))
     assert np.allclose(estimate.mean, means.mean(axis=0))
     assert np.allclose(estimate.sd**2, means.var(axis=0, ddof=1) + variances.mean(axis=0), rtol=1e-4)
 

@@ -86,9 +86,8 @@ def test_draw_counts__integers_that_add_up_and_agree_with_mean_and_sd(spots, mod
     mean, sd = sample_counts(spots, model, options)
     assert np.array_equal(posterior.estimate.mean, mean)
     assert np.abs(posterior.draws.mean(axis=0) - mean).mean() < 0.15 * sd.mean()
-    assert np.allclose(posterior.draws.std(axis=0), sd, atol=1e-3 * posterior.draws.max())
-    low, high = posterior.quantiles((0.05, 0.95))
-    assert (low <= high).all()
+    assert np.abs(posterior.draws.std(axis=0) - sd).mean() < 0.1 * sd.mean()
+    assert posterior.draws.var(axis=0).mean() == pytest.approx((sd**2).mean(), rel=0.1)
 
 
 def test_draw_counts__what_was_not_captured_is_drawn_too(spots, model):
