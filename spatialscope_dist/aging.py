@@ -16,14 +16,15 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 40
 
 
-def aged_outputs(stages: Sequence[Stage], context: Context) -> dict[str, dict[str, str]]:
+def aged_outputs(stages: Sequence[tuple[Stage, Context]]) -> dict[str, dict[str, str]]:
     """Return the reason by stage and item for every committed output that the next run would make again.
 
-    `stages` come in the order they run; what is made from an output that has aged has aged too.
+    `stages` come in the order they run, each with the context it would run in; what is made from an output that has
+    aged has aged too.
     """
     reasons: dict[str, dict[str, str]] = {}
     keys: dict[str, str] = {}  # of the outputs that have aged: stage and item
-    for stage in stages:
+    for stage, context in stages:
         items = stage.items(context)
         found = reasons.setdefault(stage.NAME, {})
         for entry in (entry for entry in context.ledger.entries(stage.NAME) if entry.item in items):

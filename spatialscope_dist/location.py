@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import PlainSerializer, PlainValidator
 
-from spatialscope_dist.errors import BadInput, Problem
+from spatialscope_dist.errors import BadInput, Problem, StoreError
 
 _IN_PART = 1 << 20  # bytes fetched around what is read of an object that is read by region
 
@@ -133,27 +134,36 @@ def local_copy(path: Path) -> Path:
     ------
     FileNotFoundError
         When there is nothing at the URL.
-    OSError
-        When less arrives than the store holds.
     StoreError
-        When there is no room for it.
+        When it cannot be fetched, or there is no room for it.
     """
     if not is_remote(path):
         return path
     from spatialscope_dist.fetched import kept_copy
 
-    remote = cast(Any, path)
+    try:
+        key, size, fetch = _copy_of(cast(Any, path))
+        return kept_copy(key, path.name, size, fetch)
+    except FileNotFoundError:
+        raise
+    except storage_errors() as error:
+        remedy = "Give every process access to it by its environment, then run again."
+        raise StoreError(f"{path}: cannot be fetched ({error}). {remedy}") from error
+
+
+def _copy_of(remote: Any) -> tuple[str, int, Callable[[Path], None]]:
+    """Return the key of a copy of a file or folder, its bytes, and what fetches it to a given place."""
     found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
     if not found:
-        raise FileNotFoundError(f"nothing at {path}")
+        raise FileNotFoundError(f"nothing at {remote}")
     about = json.dumps({name: [info["size"], _version(info)] for name, info in found.items()}, sort_keys=True)
-    key = hashlib.sha256(f"{path}\x1f{about}".encode()).hexdigest()[:32]
 
     def fetch(target: Path) -> None:
         for name, info in found.items():
             _fetch(remote, name, Path(f"{target}{name.removeprefix(remote.path.rstrip('/'))}"), info["size"])
 
-    return kept_copy(key, path.name, sum(info["size"] for info in found.values()), fetch)
+    key = hashlib.sha256(f"{remote}\x1f{about}".encode()).hexdigest()[:32]
+    return key, sum(info["size"] for info in found.values()), fetch
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -171,7 +171,8 @@ def status(study: Study) -> dict[str, dict[str, Any]]:
     An item that waits counts with the units it has committed, of those the plan gives it.
     """
     context = _reading_context(study)
-    aged = aged_outputs([stage_module(name) for name in STAGES], context)
+    failed = {name: context.ledger.failures(name) for name in STAGES}
+    aged = aged_outputs([_seen_by(stage_module(name), context, failed) for name in STAGES])
     return {name: {**_stage_status(stage_module(name), context), "aged": aged[name]} for name in STAGES}
 
 
@@ -261,9 +262,14 @@ def _require_earlier(context: Context, names: tuple[str, ...]) -> None:
 
 def _items_left(stage: Stage, context: Context, failed: dict[str, dict[str, str]]) -> list[str]:
     """Return the items of a stage without those that failed, and those of sections that had failed before."""
+    _, seen = _seen_by(stage, context, failed)
+    return [item for item in stage.items(seen) if item not in failed.get(stage.NAME, {})]
+
+
+def _seen_by(stage: Stage, context: Context, failed: dict[str, dict[str, str]]) -> tuple[Stage, Context]:
+    """Return a stage with the context it would run in: without sections that failed before."""
     fallen = fallen_sections(context.study, failed, before=stage.NAME)
-    items = stage.items(without_fallen_sections(context, stage.NAME, fallen))
-    return [item for item in items if item not in failed.get(stage.NAME, {})]
+    return stage, without_fallen_sections(context, stage.NAME, fallen)
 
 
 def _key(stage: Stage, context: Context, item: str) -> str:

@@ -24,18 +24,28 @@ from spatialscope_dist.store.lock import LEASE_S
 from spatialscope_dist.store.place import held
 from spatialscope_dist.store.switch import replacing_folder
 from tests.object_store import ObjectStore, served, used
-from tests.seaweed import seaweed
+from tests.seaweed import Seaweed, seaweed
 
 
-@pytest.fixture(scope="module", params=["moto", "seaweed"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "moto":
-        with served(folder / "cache") as running, used(running):
-            yield running
-    else:
-        with seaweed(folder) as (_, running), used(running):
-            yield running
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Seaweed, ObjectStore]]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ObjectStore, Path]]:
+    """moto's server, and the file in which it notes what it is asked."""
+    folder = tmp_path_factory.mktemp("moto")
+    with served(folder / "cache", log=folder / "requests") as store:
+        yield store, folder / "requests"
+
+
+@pytest.fixture(params=["moto", "seaweed"])
+def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    running = request.getfixturevalue("noted")[0] if request.param == "moto" else request.getfixturevalue("server")[1]
+    with used(running):
+        yield running
 
 
 def test_lease__one_run_at_a_time_and_dead_ones_let_go(store: ObjectStore) -> None:
@@ -109,6 +119,12 @@ def test_local_copy__is_fetched_once_and_anew_when_it_changed(store: ObjectStore
         local_copy(located(f"{store.bucket}/inputs/none.csv"))
 
 
+def test_local_copy__that_may_not_be_read_says_what_to_do(server: tuple[Seaweed, ObjectStore]) -> None:
+    nobody = ObjectStore(server[0].address, server[0].environment("nobody", "unknown"))
+    with used(nobody), pytest.raises(StoreError, match=r"cannot be fetched \(.*\). Give every process access"):
+        local_copy(located(f"{nobody.bucket}/inputs/table.csv"))
+
+
 def test_local_copy__of_a_folder(store: ObjectStore) -> None:
     source = located(f"{store.bucket}/model")
     for name in ("config.json", "weights/a.h5"):
@@ -133,14 +149,6 @@ def test_file_hash__follows_the_content_whatever_its_name_in_the_store(store: Ob
     slide.write_bytes(b"pixels")
     assert ledger.file_hash(slide) == before
     assert not ledger.root.exists()  # nothing was read, so nothing is remembered
-
-
-@pytest.fixture(scope="module")
-def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ObjectStore, Path]]:
-    """A server and the file in which it notes what it is asked."""
-    folder = tmp_path_factory.mktemp("noted")
-    with served(folder / "cache", log=folder / "requests") as store:
-        yield store, folder / "requests"
 
 
 def test_file_hash__reads_no_object(noted: tuple[ObjectStore, Path]) -> None:
