@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import resource
+import shutil
 import tempfile
 import threading
 import time
@@ -309,6 +310,8 @@ def main() -> None:
                 folder = Path(scratch) / str(n_blocks)
                 rows.append(sweep(tissue, folder, n_blocks=n_blocks, pool=pool, gibbs=chosen.gibbs))
                 print(json.dumps(rows[-1]), flush=True)
+                if n_blocks > 1:
+                    shutil.rmtree(folder)
             one = time_in_memory(Path(scratch) / "1", n_cells=len(tissue.labels)) if 1 in chosen.blocks else {}
         pool.close()
         same = len({row["labels_sha256"] for row in rows}) == 1
