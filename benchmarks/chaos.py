@@ -98,7 +98,8 @@ def main() -> None:
 
 def document(rows: list[dict[str, Any]], whole: float) -> dict[str, Any]:
     """Return the table with what it was made by."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False)
     return {
         "command": "python -m benchmarks.chaos",
         "date": time.strftime("%Y-%m-%d"),

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import warnings
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,18 +84,26 @@ class ClusterSettings:
             raise BadInput(Problem("--workers", str(count), "1 or more", "Leave it out to use every core."))
         if gpus is not None and gpus < 0:
             raise BadInput(Problem("--gpus", str(gpus), "0 or more", "Leave it out to use every GPU."))
+        if gpus and scheduler is None and gpus > (found := len(visible_gpus())):
+            remedy = "Give as many as there are, or leave it out to use what is found."
+            raise BadInput(Problem("--gpus", f"{found} GPUs that may be used here", str(gpus), remedy))
         share = int(psutil.virtual_memory().total * 0.9 / count)
         limit = _bytes(memory_limit) if memory_limit else min(4 * GIB, share)
         return cls(count, limit, scheduler, gpus, certificates, encrypted)
 
 
-def count_gpus() -> int:
-    """Return how many NVIDIA GPUs this machine shows, without loading a framework."""
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs this process may use, each as CUDA_VISIBLE_DEVICES names it; loads no framework."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return 0
+        return []
     listing = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=30)
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    found = [str(number) for number in range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines()))]
+    # nvidia-smi shows all of the machine; a batch system or its user may have left us only some.
+    left = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not found or left is None:
+        return found
+    return list(takewhile(lambda name: name not in {"", "-1"}, (name.strip() for name in left.split(","))))
 
 
 def open_client(settings: ClusterSettings, *, gpu: bool = False) -> Client:
@@ -168,7 +177,9 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
     logging.getLogger("distributed").setLevel(logging.ERROR)
     security = temporary_security() if settings.encrypted else None
     secured = {} if security is None else {"security": security, "protocol": "tls://"}
-    gpus = (settings.gpus if settings.gpus is not None else count_gpus()) if gpu else 0
+    devices = visible_gpus() if gpu else []
+    gpus = (len(devices) if settings.gpus is None else settings.gpus) if gpu else 0
+    shown = dict(enumerate(devices[:gpus]))
     specs: dict[int, dict[str, Any]] = {}
     for number in range(gpus or settings.workers):
         options: dict[str, Any] = {
@@ -180,7 +191,7 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
             "silence_logs": logging.ERROR,
             # Those that a site or its operator has configured stay.
             "preload": [f"{__package__}.interrupts", *dask.config.get("distributed.worker.preload")],
-            "env": _environment(number if gpus and count_gpus() else None),
+            "env": _environment(shown.get(number, "") if devices else None),
             **secured,
         }
         if gpus:
@@ -192,7 +203,8 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
     return Client(SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=logging.ERROR))
 
 
-def _environment(gpu: int | None) -> dict[str, str]:
+def _environment(gpu: str | None) -> dict[str, str]:
+    """Return the environment of a worker that is to see one GPU, none when it is empty, or whatever there is."""
     threads = dict.fromkeys(
         (
             "OMP_NUM_THREADS",
@@ -205,7 +217,7 @@ def _environment(gpu: int | None) -> dict[str, str]:
         "1",
     )
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    return {**threads, **quiet, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})}
+    return {**threads, **quiet, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
 
 
 def _bytes(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,7 +14,7 @@ from uuid import uuid4
 from spatialscope_dist.engine.cluster import ClusterSettings
 from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.measure import Measured, measured
-from spatialscope_dist.engine.workers import Workers, slots_of
+from spatialscope_dist.engine.workers import SCHEDULER_LOST, Workers, slots_of
 from spatialscope_dist.errors import BadInput, ClusterLost, StageFailed
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class Pool:
             call = f"{function.__name__}-{uuid4().hex}"
 
             def submit() -> Iterator[Future]:
+                if client.status == "closed":
+                    raise ClusterLost(SCHEDULER_LOST)
                 for unit, arguments in islice(waiting, max(0, slots.window - len(names))):
                     options = {"key": (call, unit), "retries": _RETRIES, "resources": slots.resources}
                     future = client.submit(measured, function, arguments, **options)
@@ -178,14 +181,15 @@ class Pool:
 
 
 def _outcome(future: Future) -> Measured | str:
-    if future.status in {"cancelled", "lost"}:
-        raise ClusterLost(
-            "the Dask scheduler no longer answers. What was committed is kept; run the same command again to continue."
-        )
-    if future.status == "finished":
-        result: Measured = future.result()
-        return result
-    error = future.exception()
+    try:
+        if future.status == "finished":
+            result: Measured = future.result()
+            return result
+        error = future.exception()
+    except CancelledError as lost:  # the connection went just now
+        raise ClusterLost(SCHEDULER_LOST) from lost
+    if error is None:  # all futures are cancelled once the scheduler does not answer
+        raise ClusterLost(SCHEDULER_LOST)
     if type(error).__name__ == "KilledWorker":
         return (
             "every worker that ran it died; expected to finish within the memory limit of a worker. "

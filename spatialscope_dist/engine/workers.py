@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from spatialscope_dist.errors import BadInput, ClusterLost, Problem
 if TYPE_CHECKING:
     from distributed import Client
 
+SCHEDULER_LOST = (
+    "the Dask scheduler no longer answers. What was committed is kept; run the same command again to continue."
+)
 _WINDOW_PER_SLOT = 2
 
 
@@ -112,9 +116,13 @@ class Workers:
             self._report.enter_context(performance_report(str(self._report_file)))
 
     def _end_report(self) -> None:
-        if self._report is not None:
-            self._report.close()
-            self._report = None
+        report, self._report = self._report, None
+        if report is None:
+            return
+        if self._client is not None and self._client.status == "running":
+            report.close()
+        else:
+            logging.getLogger(__name__).warning("%s is not written: the scheduler is lost", self._report_file)
 
 
 def slots_of(client: Client, *, gpu: bool, gpus: int | None) -> Slots:
@@ -126,8 +134,13 @@ def slots_of(client: Client, *, gpu: bool, gpus: int | None) -> Slots:
     ------
     BadInput
         When GPUs were asked for and no worker of the scheduler offers one.
+    ClusterLost
+        When the scheduler does not answer.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    found = client.scheduler_info(n_workers=-1)
+    if "workers" not in found:
+        raise ClusterLost(SCHEDULER_LOST)
+    workers = found["workers"].values()
     offered = sum(int(worker["resources"].get("GPU", 0)) for worker in workers)
     if gpu and gpus and not offered:
         remedy = "Start workers with --resources GPU=1, or leave --gpus out to use the CPU."

@@ -71,3 +71,14 @@ def add_neighbours(
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_a_little(folder: str, number: int) -> int:
+    time.sleep(0.05)
+    return number * 10
+
+
+def where() -> tuple[int, str]:
+    """Return this process and the GPUs it is shown."""
+    time.sleep(0.1)
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "not said")
