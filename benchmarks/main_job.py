@@ -3,7 +3,8 @@
     SPATIALSCOPE_DATA=… python -m benchmarks.main_job [demo] [her2_b4]
 
 Each run goes through the installed command in a folder of its own; its summary (wall and CPU seconds, measured and
-projected peak memory per stage, accuracy where truth is known) becomes results/NAME.json.
+projected peak memory of the largest worker per stage, the driver's peak memory up to the end of each stage, accuracy
+where truth is known) becomes results/main_job_NAME.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,40 @@ def run(name: str, folder: Path) -> dict[str, Any]:
         arguments = ["demo", str(folder), "--json"]
     else:
         arguments = ["run", str(HERE / "studies" / f"{name}.toml"), "--output", str(folder), "--json"]
-    start = time.perf_counter()
-    finished = subprocess.run([COMMAND, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    start, driver, summary = time.perf_counter(), {}, {}
+    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            summary = json.loads(line)
+            if summary["event"] in {"committed", "skipped"}:
+                driver[summary["stage"]] = peak_bytes(process.pid)
+    if process.returncode:
+        raise SystemExit(f"{name} ended with {process.returncode}")
     wall = time.perf_counter() - start
-    summary = json.loads(finished.stdout.splitlines()[-1])
     return {
         "command": "spatialscope " + " ".join(arguments).replace(str(folder), "DIR").replace(str(HERE), "benchmarks"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+        "machine": "2 shared cores: judge by CPU seconds, not by wall",
         "wall_seconds": round(wall, 1),
         "cores": len(os.sched_getaffinity(0)),
+        "driver_peak_bytes_by_the_end_of": driver,
         "stages": summary["stages"],
         "accuracy": summary["accuracy"],
     }
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the largest resident size a process has had (Linux)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def commit() -> str:
+    """Return the commit that is measured."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
 
 
 def main() -> None:

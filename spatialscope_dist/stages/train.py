@@ -26,6 +26,7 @@ from spatialscope_dist.options import TrainOptions
 from spatialscope_dist.panel import positions_in
 from spatialscope_dist.randomness import generator
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
+from spatialscope_dist.store.arrays import write_array
 from spatialscope_dist.store.counts import open_counts
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
@@ -175,7 +176,7 @@ def train_model(
         model = _model(trained, data, genes=genes, types=types, options=options)
         summary = _summary(trained, data, options=options, seed=seed)
         if "counts" in trained and len(data.held_out) >= _FEWEST_FOR_QUALITY:
-            summary["quality"] = _quality(model, data, seed=seed)
+            summary["quality"] = _quality(model, data, output, seed=seed)
     _write_model(output, model, options=options, summary=summary)
     write_json(output / "summary.json", summary)
     return summary
@@ -254,8 +255,8 @@ class _Job:
         return initial_state({name: np.array(values) for name, values in network.parameters.items()})
 
 
-def _quality(model: ExpressionModel, data: TrainingData, *, seed: int) -> dict[str, Any]:
-    """Return how cells drawn from the count denoiser differ from held-out cells (worker)."""
+def _quality(model: ExpressionModel, data: TrainingData, output: Path, *, seed: int) -> dict[str, Any]:
+    """Return how cells drawn from the count denoiser differ from held-out cells; both are kept (worker)."""
     from spatialscope_dist.expression.quality import generate_cells, measure_quality
 
     random = generator(seed, "quality")
@@ -263,10 +264,13 @@ def _quality(model: ExpressionModel, data: TrainingData, *, seed: int) -> dict[s
     types = data.types[rows].astype(np.int64)
     by_type = {int(kind): data.train[data.types[data.train] == kind] for kind in np.unique(types)}
     others = np.array([random.choice(by_type[int(kind)]) for kind in types])
+    held_out, generated = data.counts[rows].toarray().astype(np.float32), generate_cells(model, types, seed=seed)
+    for name, values in (("held_out", held_out), ("generated", generated)):
+        write_array(output / f"{name}.zarr", values, axes=("cell", "gene"))
     found = measure_quality(
-        data.counts[rows].toarray().astype(np.float32),
+        held_out,
         types,
-        generated=generate_cells(model, types, seed=seed),
+        generated=generated,
         training=data.counts[others].toarray().astype(np.float32),
         seed=seed,
     )
