@@ -79,14 +79,21 @@ def served(cache: Path, *, log: Path | None = None) -> Iterator[ObjectStore]:
 @contextmanager
 def used(store: ObjectStore) -> Iterator[ObjectStore]:
     """Give this process, and those it starts, a store's environment while the block runs."""
-    import s3fs
-
     with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+        _close_clients()
         yield store
-        for files in s3fs.S3FileSystem._cache.values():
-            if getattr(files, "_s3", None) is not None:  # left open, it complains when the process ends
-                s3fs.S3FileSystem.close_session(files.loop, files._s3)
-        s3fs.S3FileSystem.clear_instance_cache()
+        _close_clients()
+
+
+def _close_clients() -> None:
+    """Forget the clients made so far; left open, they complain when the process ends."""
+    import s3fs
+
+    for files in s3fs.S3FileSystem._cache.values():
+        if getattr(files, "_s3", None) is not None:
+            s3fs.S3FileSystem.close_session(files.loop, files._s3)
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -69,7 +69,8 @@ class Seaweed:
 
     def environment(self, name: str, secret: str | None = None) -> dict[str, str]:
         """Return the environment of a process that asks in that name."""
-        return environment_of(self.address, key=name, secret=secret or KEYS[name], cache=self.folder / "cache")
+        chosen = KEYS[name] if secret is None else secret
+        return environment_of(self.address, key=name, secret=chosen, cache=self.folder / "cache")
 
     def _answers(self) -> bool:
         try:
