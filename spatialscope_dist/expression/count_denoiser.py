@@ -142,7 +142,7 @@ def _hidden_genes(parameters: Mapping[str, Tensor], visible: Tensor) -> Tensor:
     rows = (visible < 1).any(dim=1).nonzero()[:, 0]
     weight = parameters["hidden_in.weight"]
     told = visible.new_zeros((len(visible), len(weight)))
-    return told.index_copy(0, rows, (1 - visible[rows]) @ weight.T) if len(rows) else told
+    return told.index_copy(0, rows, ((1 - visible[rows]) @ weight.T).to(told.dtype)) if len(rows) else told
 
 
 def predict(parameters: Mapping[str, Tensor], logs: Tensor, totals: Tensor, told: Told) -> Rates:

@@ -34,6 +34,8 @@ _SPARSE_SHARE, _SPARSER = 0.25, 0.3  # a quarter of the samples sees three tenth
 _DOUBTFUL_SHARE = 0.5  # of the samples are told that their type may be wrong, and some are
 _HIDING_SHARE, _MOST_HIDDEN = 0.3, 0.6  # three tenths of the samples hide up to that share of the genes
 
+Batch = tuple["Tensor", ...]
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -73,8 +75,11 @@ class Objective(Protocol):
     def shape(self) -> NetworkShape | UNetShape | DenoiserShape:
         """Sizes of the network."""
 
-    def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
-        """Return the mean loss of these cells, with noise drawn from `random`."""
+    def batch(self, rows: NDArray[np.intp], random: np.random.Generator) -> Batch:
+        """Return these cells with noise drawn from `random`, on the device."""
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the mean loss of a batch; nothing but torch, so that it can be compiled."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,20 @@ class ScoreMatching:
             return UNetShape(n_genes, self.options.unet_channels, self.options.unet_levels)
         return NetworkShape(n_genes, self.options.width, self.options.n_blocks)
 
-    def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
-        """Return the weighted mean squared error of denoised cells."""
+    def batch(self, rows: NDArray[np.intp], random: np.random.Generator) -> Batch:
+        """Return noisy and clean values, (rows, genes), noise levels, types and mu_k."""
         profiles, types = self.data.profiles, self.data.types[rows].astype(np.int64)
         counts = self.data.counts[rows].toarray().astype(np.float32)
         clean = put((np.log1p(counts) - profiles.mean_log[types]) / profiles.scale, self.device)
         low, high = math.log(self.options.noise_min), math.log(self.options.noise_max)
         level = put(np.exp(random.uniform(low, high, (len(rows), 1))).astype(np.float32), self.device)
         noisy = clean + level * put(random.standard_normal(clean.shape, dtype=np.float32), self.device)
-        mean_log = put(profiles.mean_log, self.device)
-        restored = self.shape.denoise(parameters, noisy, level=level, types=put(types, self.device), profiles=mean_log)
+        return noisy, clean, level, put(types, self.device), put(profiles.mean_log, self.device)
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the weighted mean squared error of denoised cells."""
+        noisy, clean, level, types, mean_log = batch
+        restored = self.shape.denoise(parameters, noisy, level=level, types=types, profiles=mean_log)
         loss: Tensor = (loss_weight(level) * (restored - clean) ** 2).mean()
         return loss
 
@@ -156,28 +165,23 @@ class BinomialThinning:
         """Sizes of the network."""
         return DenoiserShape(self.data.counts.shape[1], self.options.width, self.options.n_blocks)
 
-    def loss(self, parameters: Mapping[str, Tensor], rows: NDArray[np.intp], random: np.random.Generator) -> Tensor:
-        """Return the mean negative log-likelihood of what was not seen."""
+    def batch(self, rows: NDArray[np.intp], random: np.random.Generator) -> Batch:
+        """Return seen counts, remainder, visible genes, (rows, genes), level, label errors, types and their tables."""
         doubtful = random.random(len(rows)) < _DOUBTFUL_SHARE
         errors = np.where(doubtful, random.uniform(0, self.options.label_errors, len(rows)), 0.0)
         wrong = random.random(len(rows)) < errors
-        types = np.where(wrong, random.integers(0, len(self.data.profiles.mean_log), len(rows)), self.data.types[rows])
+        n_types, own = len(self.data.profiles.mean_log), self.data.types[rows]
+        types = np.where(wrong, random.integers(0, n_types, len(rows)), own).astype(np.int64)
         cells = thin(self.data.counts[rows], random)
-        visible, level = put(cells.visible, self.device), put(cells.level, self.device)
-        told = tell(
-            parameters,
-            self._tables(),
-            types=put(types.astype(np.int64), self.device),
-            level=level,
-            visible=visible,
-            label_errors=put(errors[:, None].astype(np.float32), self.device),
-        )
-        seen = put(cells.seen, self.device)
-        rates = predict(parameters, seen.log1p(), seen.sum(dim=1, keepdim=True), told)
-        return remainder_loss(rates, put(cells.remainder, self.device), 1 - level * visible)
+        parts = (cells.seen, cells.remainder, cells.visible, cells.level, errors[:, None].astype(np.float32), types)
+        return *(put(part, self.device) for part in parts), *type_tables(self.data.profiles, self.device)
 
-    def _tables(self) -> TypeTables:
-        return type_tables(self.data.profiles, self.device)
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the mean negative log-likelihood of what was not seen."""
+        seen, remainder, visible, level, errors, types, *tables = batch
+        told = tell(parameters, TypeTables(*tables), types=types, level=level, visible=visible, label_errors=errors)
+        rates = predict(parameters, seen.log1p(), seen.sum(dim=1, keepdim=True), told)
+        return remainder_loss(rates, remainder, 1 - level * visible)
 
 
 def put(values: NDArray[Any], device: torch.device) -> Tensor:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_chains, combine_chains, sum_cells
 from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.intervals import FILLED, Spread
+from spatialscope_dist.expression.langevin import Guidance, Schedule, anneal, depth_factors
 from spatialscope_dist.expression.model import ExpressionModel
-from spatialscope_dist.expression.noise import falling_levels, geometric_levels, keyed_normals, keyed_normals_torch
+from spatialscope_dist.expression.noise import falling_levels, keyed_normals, keyed_normals_torch
 from spatialscope_dist.options import DecomposeOptions
 
 if TYPE_CHECKING:
@@ -161,88 +162,29 @@ def _preconditioned(batch: _Batch, options: DecomposeOptions) -> tuple[Estimate,
 
 
 def _langevin(batch: _Batch, options: DecomposeOptions) -> tuple[Estimate, Spread]:
-    """Algorithm 1: annealed Langevin dynamics on log1p - mu_k with the spot's counts as guidance.
+    """Algorithm 1 (`langevin`) on log1p - mu_k, at the depth of the reference; then back to what was measured."""
+    import torch
 
-    The target is the measured count per exposure: y / exp(gamma), scaled to the reference's depth.
-    """
     scale = float(batch.model.profiles.scale[0])
     n_chains, n_cells = options.langevin_chains, len(batch.spots.types)
-    restored, spot = batch.denoiser(n_chains=n_chains), batch.spots.spot
+    restored = batch.denoiser(n_chains=n_chains)
     seen = (batch.exposure > 0).float()
-    target = batch.measured / batch.exposure.clamp(min=1e-12) * seen
+    factor = torch.from_numpy(depth_factors(batch.spots, batch.model.profiles)).to(seen.device)  # (spots, 1)
+    target = batch.measured / batch.exposure.clamp(min=1e-12) * seen * factor
 
     def score(x: Tensor, level: float) -> Tensor:
         return (restored(x / scale, level / scale) * scale - x) / level**2
 
-    def guidance(x: Tensor, level: float) -> Tensor:
-        slope = (x + batch.mean_log).exp()  # d expm1(x + mu) / dx
-        gap = (target - sum_cells(slope[:, :n_cells] - 1, batch.spots)) * seen
-        gradient = x.new_zeros(x.shape)
-        limit = 1.0 if options.langevin_clip else float("inf")
-        gradient[:, :n_cells] = gap[:, spot].clamp(-limit, limit) * slope[:, :n_cells] / level
-        return gradient.clamp(-2 * limit, 2 * limit)
-
     x = anneal(
         score,
-        guidance,
+        Guidance(target, seen, batch.mean_log, batch.spots, options.langevin_clip),
         batch.mean_log.new_zeros((n_chains, *batch.mean_log.shape)),
-        schedule=Schedule(
-            geometric_levels(
-                options.langevin_levels, largest=options.langevin_noise_max, smallest=options.langevin_noise_min
-            ),
-            options.langevin_steps,
-            options.langevin_step_size,
-            options.langevin_final_step,
-        ),
+        schedule=Schedule.of(options),
         normals=lambda step: batch.normals(step, n_chains=n_chains),
     )
     rates = (x + batch.mean_log).expm1().clamp(min=0.0)
+    rates[:, :n_cells] /= factor[batch.spots.spot]
     return batch.finish(rates, batch.fill_in(rates + batch.floor)[1], rates + batch.floor)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Settings of annealed Langevin dynamics."""
-
-    levels: NDArray[np.float64]
-    steps_per_level: int
-    step_ratio: float  # step size over squared noise level
-    final_step: bool = False
-
-
-def anneal(
-    score: Callable[[Any, float], Any],
-    guidance: Callable[[Any, float], Any],
-    start: Any,
-    *,
-    schedule: Schedule,
-    normals: Callable[[int], Any],
-) -> Any:
-    """Return the last state of annealed Langevin dynamics, SpatialScope Algorithm 1 (Song & Ermon 2019).
-
-    At each level x += eta (score + guidance) + sqrt(2 eta) noise, eta = step_ratio * level². The optional final
-    step adds level² * score without noise.
-
-    Parameters
-    ----------
-    score, guidance
-        gradients of the log prior at a noise level and of the log likelihood, same shape as the state.
-    start
-        initial state.
-    schedule
-        levels, steps and step size.
-    normals
-        standard normal draws of a numbered step.
-    """
-    x, step = start, 0
-    for level in schedule.levels.tolist():
-        size = schedule.step_ratio * level**2
-        for _ in range(schedule.steps_per_level):
-            x = x + size * (score(x, level) + guidance(x, level)) + (2 * size) ** 0.5 * normals(step)
-            step += 1
-    if schedule.final_step:
-        x = x + level**2 * score(x, level)
-    return x
 
 
 def failed_spots(estimate: Estimate, spots: SpotCells) -> NDArray[np.bool_]:

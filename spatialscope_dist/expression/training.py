@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.errors import StageFailed
+from spatialscope_dist.expression.acceleration import acceleration_for
 from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.objectives import Objective, TrainingData, put
 from spatialscope_dist.expression.training_state import Hooks, TrainingState, in_order, initial_state
@@ -130,17 +131,21 @@ class _Run:
         device = working_device()
         self.parameters = {n: put(v, device).requires_grad_() for n, v in state.parameters.items()}
         self.average = {n: put(v, device) for n, v in state.average.items()}
+        self.acceleration = acceleration_for(options, device)
+        self.loss, self.scaler = self.acceleration.faster(objective.loss), self.acceleration.scaler()
         self.pace = pace_for(len(data.train), options)
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=self.pace.learning_rate, weight_decay=self.pace.weight_decay, foreach=False
         )
-        if state.step:
-            for name, tensor in self.parameters.items():
-                self.optimiser.state[tensor] = {
-                    "step": torch.tensor(float(state.step)),
-                    "exp_avg": put(state.first_moment[name], device),
-                    "exp_avg_sq": put(state.second_moment[name], device),
-                }
+        if state.loss_scaling:
+            self.scaler.load_state_dict(state.loss_scaling)
+        taken = state.step - state.loss_scaling.get("steps_left_out", 0)
+        for name, tensor in self.parameters.items():
+            self.optimiser.state[tensor] = {
+                "step": torch.tensor(float(taken)),
+                "exp_avg": put(state.first_moment[name], device),
+                "exp_avg_sq": put(state.second_moment[name], device),
+            }
 
     def gradient(self, shard: int) -> NDArray[np.float32]:
         """Return the gradient of a logical shard's loss, (weights + 1,), and the loss itself at the end."""
@@ -148,11 +153,12 @@ class _Run:
 
         random = generator(self.seed, "train", self.objective.name, self.step, shard)
         rows = random.choice(self.data.train, max(1, self.pace.batch_cells // N_SHARDS))
-        loss = self.objective.loss(self.parameters, rows, random)
+        with self.acceleration.autocast():
+            loss = self.loss(self.parameters, self.objective.batch(rows, random))
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise StageFailed(_diverged(self.step, self.options, value))
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()), materialize_grads=True)
+            raise StageFailed(_diverged(self.step, self.options, "loss", value))
+        gradients = torch.autograd.grad(self.scaler.scale(loss), list(self.parameters.values()), materialize_grads=True)
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.detach().reshape(1)])
         return _array(flat)
 
@@ -170,8 +176,14 @@ class _Run:
             tensor.grad = put(total[place : place + size].reshape(tensor.shape), tensor.device)
             place += size
         self.optimiser.param_groups[0]["lr"] = self.pace.learning_rate * _rate(self.step, self.objective.max_steps)
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), _CLIP, foreach=False)
-        self.optimiser.step()
+        self.scaler.unscale_(self.optimiser)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), _CLIP, foreach=False))
+        if not (
+            math.isfinite(norm) or self.scaler.is_enabled()
+        ):  # scaled gradients may overflow: that step is left out
+            raise StageFailed(_diverged(self.step, self.options, "gradient", norm))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         keep = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, tensor in self.parameters.items():
@@ -203,7 +215,7 @@ class _Run:
         losses = []
         with torch.no_grad():
             for part in np.array_split(rows, max(1, len(rows) // _HELD_OUT_PART)):
-                losses.append(float(self.objective.loss(self.average, part, random)))
+                losses.append(float(self.objective.loss(self.average, self.objective.batch(part, random))))
         return float(np.mean(losses))
 
     def snapshot(self) -> TrainingState:
@@ -218,7 +230,13 @@ class _Run:
             first_moment={n: _array(m["exp_avg"]) for n, m in zip(names, moments, strict=True)},
             second_moment={n: _array(m["exp_avg_sq"]) for n, m in zip(names, moments, strict=True)},
             train_loss=list(self.losses),
+            loss_scaling=self._loss_scaling(int(moments[0]["step"])),
         )
+
+    def _loss_scaling(self, steps_taken: int) -> dict[str, float]:
+        if not self.scaler.is_enabled():
+            return {}
+        return self.scaler.state_dict() | {"steps_left_out": self.step - steps_taken}
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
@@ -232,8 +250,8 @@ def _rate(step: int, max_steps: int) -> float:
     return warm * (_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / max_steps)))
 
 
-def _diverged(step: int, options: TrainOptions, loss: float) -> str:
+def _diverged(step: int, options: TrainOptions, what: str, value: float) -> str:
     return (
-        f"train: the loss became {loss} at step {step} (learning_rate {options.learning_rate}); expected a number. "
+        f"train: the {what} became {value} at step {step} (learning_rate {options.learning_rate}); expected a number. "
         "Lower train.learning_rate or raise train.noise_min; the last checkpoint is kept."
     )

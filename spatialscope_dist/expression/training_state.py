@@ -17,7 +17,10 @@ _SETS = ("parameters", "average", "first_moment", "second_moment", "best")
 
 @dataclass
 class TrainingState:
-    """Weights, their average, Adam's moments, the best weights so far, and where the run stands."""
+    """Weights, their average, Adam's moments, the best weights so far, and where the run stands.
+
+    `loss_scaling` is that of half precision: its scale and the steps left out for overflowing; else empty.
+    """
 
     step: int
     parameters: Arrays
@@ -30,6 +33,7 @@ class TrainingState:
     checks_without_gain: int = 0
     stopped: bool = False
     train_loss: list[float] = field(default_factory=list)
+    loss_scaling: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def in_order(state: TrainingState, names: Sequence[str]) -> TrainingState:
 
     Files give them back in any order, another one in every process; gradients travel as one row of numbers.
     """
-    return replace(state, **{part: {name: getattr(state, part)[name] for name in names} for part in _SETS})
+    parts: dict[str, Any] = {part: {name: getattr(state, part)[name] for name in names} for part in _SETS}
+    return replace(state, **parts)
 
 
 def pack_state(state: TrainingState) -> bytes:
@@ -59,9 +64,9 @@ def pack_state(state: TrainingState) -> bytes:
     from safetensors.numpy import save
 
     arrays = {f"{part}/{name}": values for part in _SETS for name, values in getattr(state, part).items()}
-    content: bytes = save(
-        arrays, metadata={"state": json.dumps(describe_state(state) | {"train_loss": state.train_loss})}
-    )
+    numbers = describe_state(state) | {"train_loss": state.train_loss}
+    numbers |= {"loss_scaling": state.loss_scaling} if state.loss_scaling else {}
+    content: bytes = save(arrays, metadata={"state": json.dumps(numbers)})
     return content
 
 

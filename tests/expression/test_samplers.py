@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from spatialscope_dist.expression.allocation import Estimate, sum_cells
+from spatialscope_dist.expression.langevin import Guidance, Schedule, anneal, depth_factors
 from spatialscope_dist.expression.noise import chain_keys, geometric_levels
-from spatialscope_dist.expression.samplers import Schedule, anneal, failed_spots, sample_score
+from spatialscope_dist.expression.samplers import failed_spots, sample_score
 from spatialscope_dist.options import DecomposeOptions
 from spatialscope_dist.randomness import spot_keys
 
@@ -122,3 +123,41 @@ def test_anneal__step_size_and_final_step():
         expected = 0.9 * expected + (0.2 * level**2) ** 0.5
     assert steps == [0, 1, 2, 3]
     assert torch.allclose(x, torch.tensor([0.0 * expected]), atol=1e-6)  # the last step goes to the prior's mean
+
+
+def test_sample_score__langevin_is_told_the_spots_profile_and_not_its_depth(spots, model):
+    base = sample_score(spots, model, LANGEVIN)
+    deeper = sample_score(replace(spots, counts=4 * spots.counts), model, LANGEVIN)
+    assert np.allclose(deeper.mean, 4 * base.mean, rtol=1e-3, atol=1e-4 * base.mean.max())
+
+
+def test_depth_factors__cells_of_a_spot_have_what_their_types_have(spots, model):
+    partly = replace(spots, exposure=EXPOSURE)
+    factors, seen, means = depth_factors(partly, model.profiles), EXPOSURE > 0, model.profiles.mean_counts
+    for number in range(40):
+        measured = sum(partly.counts[number, gene] / EXPOSURE[gene] for gene in range(37) if seen[gene])
+        types = partly.types[partly.first[number] : partly.first[number + 1]]
+        expected = sum(means[kind, gene] for kind in types for gene in range(37) if seen[gene])
+        assert np.isclose(factors[number, 0] * measured, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_guidance__as_written_out_for_one_cell_and_gene(spots, clip):
+    few = spots.part(0, 6)
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn((2, len(few.types) + 3, 37), generator=random)  # three rows of padding
+    mean_log = torch.randn((len(few.types) + 3, 37), generator=random)
+    target, seen = 5 * torch.rand((6, 37), generator=random), (torch.arange(37) > 4).float()
+    gradient = Guidance(target, seen, mean_log, few, clip)(x, 0.5)
+    for chain, cell, gene in ((0, 0, 7), (1, len(few.types) - 1, 20), (1, 3, 36)):
+        own = few.spot[cell]
+        mates = [other for other in range(len(few.types)) if few.spot[other] == own]
+        total = sum(float(torch.expm1(x[chain, other, gene] + mean_log[other, gene])) for other in mates)
+        residual = float(target[own, gene]) - total
+        residual = float(np.clip(residual, -1, 1)) if clip else residual
+        value = residual * float(torch.exp(x[chain, cell, gene] + mean_log[cell, gene]))
+        assert np.isclose(
+            float(gradient[chain, cell, gene]), (np.clip(value, -2, 2) if clip else value) / 0.5, rtol=1e-4
+        )
+    assert (gradient[..., :5] == 0).all()
+    assert (gradient[:, len(few.types) :] == 0).all()
