@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialscope_dist.engine.halo import HaloBlock, SweepHistory, sweep_blocks
-from spatialscope_dist.location import located
+from spatialscope_dist.location import local_copy, located
 from spatialscope_dist.options import IdentifyOptions
 from spatialscope_dist.randomness import key_of, spot_keys
 from spatialscope_dist.steps.typing_checkpoints import keep_descent, keep_samples, read_descent, read_samples
@@ -329,4 +329,5 @@ def block_margins(path: str, state: NDArray[np.int16], prior: Prior, block: Bloc
 def _block(path: str) -> Block:
     from spatialscope_dist.celltypes.potts import Block
 
-    return Block(**load(located(path)))
+    # Asked for in every sweep: from an object store each machine fetches it once.
+    return Block(**load(local_copy(located(path))))
