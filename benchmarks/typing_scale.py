@@ -1,6 +1,7 @@
 """Time and memory of `identify` from ten thousand spots to a million, on simulated counts.
 
-    python -m benchmarks.typing_scale [10000 100000 1000000] [--genes 110] [--umi 520] [--workers 2] [--memory 3GiB]
+    python -m benchmarks.typing_scale [10000 100000 1000000] [--genes 110] [--umi 520] [--gibbs 60]
+        [--workers 2] [--memory 3GiB]
 
 Spots of 3.6 cells on a square grid, nine types in patches, half the counts zero: the shape of the mpoa benchmark.
 With `--genes 2000 --umi 115` one entry in twenty is stored. Every size goes through the installed command with a plan
@@ -95,11 +96,12 @@ def _table(counts: Any, obs: pd.DataFrame, n_genes: int) -> Any:
     return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{g}" for g in range(n_genes)]))
 
 
-def measure(n_spots: int, *, n_genes: int, umi: float, workers: int, memory: str) -> dict[str, Any]:
+def measure(n_spots: int, *, n_genes: int, umi: float, workers: int, memory: str, gibbs: int) -> dict[str, Any]:
     """Return what `run --until identify` cost for one size."""
     with tempfile.TemporaryDirectory() as scratch:
         study = simulate(n_spots, n_genes, Path(scratch), umi=umi)
         command = [studies.COMMAND, "run", study, "--until", "identify", "--workers", workers, "--memory-limit", memory]
+        command += ["--set", f"identify.gibbs_sweeps={gibbs}"]
         seen = watch([*map(str, command), "--json"], output=Path(scratch) / "events.jsonl")
         events = [json.loads(line) for line in (Path(scratch) / "events.jsonl").read_text().splitlines()]
     stages = events[-1]["stages"]
@@ -107,6 +109,7 @@ def measure(n_spots: int, *, n_genes: int, umi: float, workers: int, memory: str
         "spots": n_spots,
         "genes": n_genes,
         "umi": umi,
+        "gibbs_sweeps": gibbs,
         **seen.summary(),
         "stages": {name: stages[name] for name in ("ingest", "identify")},
         "spots_per_core_second": round(n_spots / stages["identify"]["cpu_seconds"], 1),
@@ -121,10 +124,12 @@ def main() -> None:
     parser.add_argument("--umi", type=float, default=520.0, help="mean counts of a spot")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="3GiB")
+    parser.add_argument("--gibbs", type=int, default=60, help="kept sweeps; they cost time, not memory")
     chosen = parser.parse_args()
     rows = []
     for size in sorted(chosen.sizes):
-        rows.append(measure(size, n_genes=chosen.genes, umi=chosen.umi, workers=chosen.workers, memory=chosen.memory))
+        told = {name: getattr(chosen, name) for name in ("umi", "workers", "memory", "gibbs")}
+        rows.append(measure(size, n_genes=chosen.genes, **told))
         print(json.dumps(rows[-1]), flush=True)
         result = {"workers": chosen.workers, "memory_limit": chosen.memory, "sizes": rows}
         name = "typing_scale" if chosen.genes == USUAL_GENES else f"typing_scale_{chosen.genes}"
