@@ -128,7 +128,7 @@ def run_stages(
     ready: list[Node] = []
     under_way = _UnderWay()
     while order.is_active():
-        ready = sorted([*ready, *order.get_ready()], key=_later_first)
+        ready = sorted([*ready, *order.get_ready()], key=_turn)
         if ready and under_way.jobs < _AT_ONCE:
             node = ready.pop(0)
             job = course.begin(*node)
@@ -144,8 +144,10 @@ def run_stages(
         order.done(node)
 
 
-def _later_first(node: Node) -> int:
-    return -STAGES.index(node[0])
+def _turn(node: Node) -> tuple[bool, int]:
+    """Return what decides who is first: stages that have ended, then items of later stages."""
+    stage, item = node
+    return item != WHOLE, -STAGES.index(stage)
 
 
 def _apart(stages: Mapping[str, Stage], context: Context) -> list[list[str]]:
