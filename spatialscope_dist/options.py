@@ -156,7 +156,7 @@ class TrainOptions(StageOptions):
     )
     width: int = Field(256, ge=16, description="hidden units")
     n_blocks: int = Field(2, ge=1, description="residual blocks")
-    max_steps: int = Field(1800, ge=1, description="optimiser steps of a network at most")
+    max_steps: int = Field(1200, ge=1, description="optimiser steps of a network at most")
     score_steps: int = Field(600, ge=1, description="optimiser steps of the score network at most")
     score_network: Literal["mlp", "unet"] = Field(
         "mlp", description="of the score model: residual MLP, or a 1-D convolutional U-Net over genes as published"
@@ -164,7 +164,7 @@ class TrainOptions(StageOptions):
     unet_channels: int = Field(32, ge=8, multiple_of=8, description="channels of the U-Net at full length")
     unet_levels: int = Field(4, ge=1, description="levels of the U-Net; channels double, length halves")
     batch_cells: int = Field(256, ge=8, description="cells per optimiser step")
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW; warmed up, then falling by a cosine")
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW; warmed up, then falling by a cosine")
     weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the ones used")
     noise_min: float = Field(0.02, gt=0, description="smallest noise level, in units of the data's sd")
@@ -198,8 +198,10 @@ class DecomposeOptions(StageOptions):
         description="auto: best on simulated spots of held-out reference cells; counts: count denoiser with split "
         "Gibbs; score: score network; or a baseline; names joined by + are averaged",
     )
-    count_chains: int = Field(8, ge=1, description="posterior replicates R of split Gibbs; 4 is twice as fast")
-    count_sweeps: int = Field(4, ge=2, description="sweeps of split Gibbs; more chains gain more than more sweeps")
+    count_chains: int = Field(
+        8, ge=1, description="posterior replicates R of split Gibbs, in mirrored pairs; 4 is twice as fast"
+    )
+    count_sweeps: int = Field(6, ge=2, description="sweeps of split Gibbs; more chains gain more than more sweeps")
     count_burn_in: int = Field(2, ge=0, description="sweeps of split Gibbs dropped")
     label_errors: float = Field(
         0.03, ge=0, le=0.5, description="share of wrong cell types the count denoiser reckons with"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SEEN = (0.02, 0.95)  # range of the share of a cell's counts that is seen
 _SPARSE_SHARE, _SPARSER = 0.25, 0.3  # a quarter of the samples sees three tenths of that
-_DOUBTFUL_SHARE = 0.5  # of the samples are told that their type may be wrong, and some are
+_DOUBTFUL_SHARE = 0.25  # of the samples are told that their type may be wrong, and some are
 _HIDING_SHARE, _MOST_HIDDEN = 0.3, 0.6  # three tenths of the samples hide up to that share of the genes
 
 Batch = tuple["Tensor", ...]

@@ -115,7 +115,7 @@ def pace_for(n_cells: int, options: TrainOptions) -> Pace:
     if n_cells >= _FEW_CELLS:
         return Pace(options.batch_cells, options.learning_rate, options.weight_decay, options.check_every_steps)
     checks = max(1, options.check_every_steps // 4)
-    return Pace(max(1, options.batch_cells // 2), options.learning_rate / 2, 10 * options.weight_decay, checks)
+    return Pace(max(1, options.batch_cells // 2), options.learning_rate / 4, 10 * options.weight_decay, checks)
 
 
 class _Run:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Trained = dict[str, tuple[Objective, TrainingState]]  # by network
 
 NAME = "train"
-VERSION = 2
+VERSION = 3
 _ATTEMPTS = 3  # of several processes, before one goes on alone
 _FILES = ("weights.safetensors", "model.json")
 _ROWS_AT_ONCE = 1024
