@@ -1,6 +1,6 @@
 """Algorithm 1 of SpatialScope beside the other estimators: accuracy, network evaluations, operations and speed.
 
-`python -m benchmarks.expression_langevin [--models FOLDER] [--only NAME …]` on 130 cells of mop: five spots per stratum,
+`python -m benchmarks.expression_langevin [--models FOLDER] [--only NAME …]`, 130 cells of mop: five spots per stratum,
 125 cells share theirs. `--models` keeps trained networks between calls, `--only` measures some settings again.
 """
 

@@ -91,6 +91,21 @@ class Told(NamedTuple):
         modulated = [(scale.repeat(times, 1), shift.repeat(times, 1)) for scale, shift in self.modulated]
         return Told(modulated, *(part.repeat(times, 1) for part in self[1:]))
 
+    def split(self, n_rows: int) -> list[Told]:
+        """Return the same for consecutive blocks of so many rows."""
+        starts = range(0, len(self.expected), n_rows)
+
+        def part(values: Tensor, low: int) -> Tensor:
+            return values[low : low + n_rows]
+
+        return [
+            Told(
+                [(part(scale, low), part(shift, low)) for scale, shift in self.modulated],
+                *(part(v, low) for v in self[1:]),
+            )
+            for low in starts
+        ]
+
 
 class Rates(NamedTuple):
     """Expected expression and its spread: logs of mean and of Gamma shape, (rows, genes) each, reference counts."""

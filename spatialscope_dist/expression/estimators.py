@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_chains
 from spatialscope_dist.expression.baselines import BASELINES, baseline_spread
 from spatialscope_dist.expression.intervals import Spread, draw, quantiles
+from spatialscope_dist.expression.memory_fit import within_memory
 from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.samplers import sample_score, score_posterior
 from spatialscope_dist.expression.split_gibbs import counts_posterior, sample_counts
@@ -52,14 +54,17 @@ def estimate_with_quantiles(
 ) -> Interval:
     """Return what `estimate_spots` returns and the quantiles of the options, of the pooled draws of its parts.
 
-    One micro-batch of spots after the other: expectations of every chain are in memory for one of them only.
+    One micro-batch of spots after the other: expectations of every chain are in memory for one of them only. Spots that
+    do not fit in memory are NaN.
     """
     levels, shape = options.quantiles, (len(spots.types), spots.counts.shape[1])
-    mean, sd = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    bounds = np.empty((len(levels), *shape), np.float32)
-    for cells, part in spots.alike(_CELLS_WITH_SPREAD):
-        (mean[cells], sd[cells]), spreads = _posterior(part, model, options, name=name)
-        bounds[:, cells] = quantiles(spreads, part, levels=levels, n_draws=options.quantile_draws)
+    mean, sd = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    bounds = np.full((len(levels), *shape), np.nan, np.float32)
+    work = functools.partial(_posterior, model=model, options=options, name=name)
+    for cells, part, found in within_memory(spots.alike(_CELLS_WITH_SPREAD), work):
+        if found is not None:
+            (mean[cells], sd[cells]), spreads = found
+            bounds[:, cells] = quantiles(spreads, part, levels=levels, n_draws=options.quantile_draws)
     return Interval(Estimate(mean, sd), bounds)
 
 

@@ -18,6 +18,7 @@ from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_c
 from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.intervals import FILLED, Spread
 from spatialscope_dist.expression.langevin import Guidance, Schedule, anneal, depth_factors
+from spatialscope_dist.expression.memory_fit import CELLS_PER_BLOCK, cells_at_once, within_memory
 from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.noise import falling_levels, keyed_normals, keyed_normals_torch
 from spatialscope_dist.options import DecomposeOptions
@@ -26,22 +27,31 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_CELLS_PER_BATCH = 64
 _FIRST_LEVEL, _LAST_LEVEL = 20.0, 0.05
 
 
 def sample_score(
-    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
+    spots: SpotCells,
+    model: ExpressionModel,
+    options: DecomposeOptions,
+    *,
+    device: torch.device | None = None,
+    batch_cells: int | None = None,
 ) -> Estimate:
     """Return posterior mean and sd of every cell, (cells, genes) reference counts, by the sampler of the options.
 
-    `device` is where torch works; None: `device.working_device`.
+    `device` is where torch works; None: `device.working_device`. `batch_cells` is how many cells are worked out at one
+    time, which changes no bit; None: as many as suit the device. Spots that do not fit in memory are NaN.
     """
-    mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
-    sd = np.empty_like(mean)
-    for cells, part in spots.batches(_CELLS_PER_BATCH):
-        if len(part.types):
-            (mean[cells], sd[cells]), _ = score_posterior(part, model, options, device=device)
+    mean = np.full((len(spots.types), spots.counts.shape[1]), np.nan, np.float32)
+    sd = mean.copy()
+    device = device or working_device()
+    n_chains = options.n_chains if options.sampler == "preconditioned" else options.langevin_chains
+    size = batch_cells or cells_at_once(device, n_genes=spots.counts.shape[1], n_chains=n_chains)
+    batches = ((cells, part) for cells, part in spots.batches(size) if len(part.types))
+    for cells, _, found in within_memory(batches, lambda part: score_posterior(part, model, options, device=device)):
+        if found is not None:
+            mean[cells], sd[cells] = found[0]
     return Estimate(mean, sd)
 
 
@@ -81,11 +91,16 @@ class _Batch:
 
     def denoiser(self, *, n_chains: int) -> Callable[[Tensor, float], Tensor]:
         """Return the denoiser of (chains, cells, genes) at a level, in units of the data's sd."""
-        network = self.model.denoiser(np.tile(self.padded.types, n_chains), device=self.mean_log.device)
+        import torch
+
+        types, n_rows = np.tile(self.padded.types, n_chains), CELLS_PER_BLOCK * n_chains
+        blocks = types.reshape(-1, n_rows)  # of one fixed shape, whatever the batch's
+        networks = [self.model.denoiser(block, device=self.mean_log.device) for block in blocks]
 
         def restored(noisy: Tensor, level: float) -> Tensor:
-            rows = noisy.reshape(-1, noisy.shape[-1])  # (chains * cells, genes): one fixed shape
-            return network(rows, level).reshape(noisy.shape)
+            rows = torch.split(noisy.reshape(-1, noisy.shape[-1]), n_rows)  # (chains * cells, genes)
+            done = [network(part, level) for network, part in zip(networks, rows, strict=True)]
+            return torch.cat(done).reshape(noisy.shape)
 
         return restored
 
@@ -119,7 +134,7 @@ class _Batch:
 def _batch(spots: SpotCells, model: ExpressionModel, *, device: torch.device) -> _Batch:
     import torch
 
-    extra = -len(spots.types) % _CELLS_PER_BATCH
+    extra = -len(spots.types) % CELLS_PER_BLOCK
     types = np.concatenate([spots.types, np.zeros(extra, np.int64)])
     zeros = np.zeros(extra, np.int64)
 

@@ -10,6 +10,7 @@ evaluation gives what was not captured or not measured of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,7 @@ from spatialscope_dist.expression.allocation import Estimate, SpotCells, align_c
 from spatialscope_dist.expression.count_denoiser import Rates, Told, predict, tell, type_tables
 from spatialscope_dist.expression.device import working_device
 from spatialscope_dist.expression.intervals import FILLED, Spread, draw
+from spatialscope_dist.expression.memory_fit import CELLS_PER_BLOCK, cells_at_once, within_memory
 from spatialscope_dist.expression.model import ExpressionModel
 from spatialscope_dist.expression.sweep_kernels import (
     Measured,
@@ -36,7 +38,6 @@ from spatialscope_dist.options import DecomposeOptions
 if TYPE_CHECKING:
     import torch
 
-_CELLS_PER_BATCH = 64
 _KEEP = 0.5  # share of a cell's allocated counts the denoiser sees
 
 Float = NDArray[np.float32]
@@ -51,13 +52,25 @@ class Posterior:
 
 
 def sample_counts(
-    spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, *, device: torch.device | None = None
+    spots: SpotCells,
+    model: ExpressionModel,
+    options: DecomposeOptions,
+    *,
+    device: torch.device | None = None,
+    batch_cells: int | None = None,
 ) -> Estimate:
-    """Return posterior mean and sd of every cell, (cells, genes) reference counts, under the count denoiser."""
-    mean = np.empty((len(spots.types), spots.counts.shape[1]), np.float32)
-    sd = np.empty_like(mean)
-    for cells, batch in _batches(spots, model, options, device or working_device()):
-        (mean[cells], sd[cells]), _ = batch.posterior()
+    """Return posterior mean and sd of every cell, (cells, genes) reference counts, under the count denoiser.
+
+    `device` and `batch_cells` as of `samplers.sample_score`.
+    """
+    mean = np.full((len(spots.types), spots.counts.shape[1]), np.nan, np.float32)
+    sd = mean.copy()
+    device = device or working_device()
+    size = batch_cells or cells_at_once(device, n_genes=spots.counts.shape[1], n_chains=options.count_chains)
+    work = functools.partial(counts_posterior, model=model, options=options, device=device)
+    for cells, _, found in within_memory(spots.alike(size), work):
+        if found is not None:
+            mean[cells], sd[cells] = found[0]
     return Estimate(mean, sd)
 
 
@@ -86,7 +99,7 @@ def draw_counts(
 def _batches(
     spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, device: torch.device
 ) -> Iterator[tuple[NDArray[np.intp], _Alone | _Together]]:
-    for cells, part in spots.alike(_CELLS_PER_BATCH):
+    for cells, part in spots.alike(CELLS_PER_BLOCK):
         kind = _Alone if len(part.types) == len(part.counts) else _Together
         yield cells, kind(part, model, options, device)
 
@@ -98,7 +111,7 @@ class _Batch:
         self, spots: SpotCells, model: ExpressionModel, options: DecomposeOptions, device: torch.device
     ) -> None:
         self.spots, self.model, self.options, self.device = spots, model, options, device
-        self.n_rows = len(spots.types) + -len(spots.types) % _CELLS_PER_BATCH
+        self.n_rows = len(spots.types) + -len(spots.types) % CELLS_PER_BLOCK
         self.measured, self.scales = Measured.of(spots), _scales(spots, model)
         self.parameters = model.networks["counts"].on(device)
 
@@ -123,8 +136,12 @@ class _Batch:
         """Return expected expression of cells, (chains * cells, genes), given the counts seen."""
         import torch
 
-        logs = torch.from_numpy(seen.logs.reshape(-1, seen.logs.shape[2])).to(self.device)
-        return predict(self.parameters, logs, torch.from_numpy(seen.totals.reshape(-1, 1)).to(self.device), told)
+        n_rows = CELLS_PER_BLOCK * len(seen.logs)  # a call of the network has one fixed shape, whatever the batch's
+        logs, totals = torch.from_numpy(seen.logs.reshape(-1, seen.logs.shape[2])), torch.from_numpy(seen.totals)
+        parts = (torch.split(values.to(self.device), n_rows) for values in (logs, totals.reshape(-1, 1)))
+        blocks = zip(*parts, told.split(n_rows), strict=True)
+        rates = [predict(self.parameters, *block) for block in blocks]
+        return Rates(*(torch.cat(parts) for parts in zip(*rates, strict=True)))
 
     def prior(self, rates: Rates, n_chains: int) -> Prior:
         """Return mean and shape as arrays, (chains, cells, genes)."""
