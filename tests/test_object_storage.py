@@ -228,7 +228,8 @@ def test_run__says_that_it_may_not_write(finished: Finished, server: tuple[Seawe
 def test_run__says_that_the_study_cannot_be_read(remote: Remote, server: tuple[Seaweed, ObjectStore]) -> None:
     done = refused(remote.study, remote.output, server[0].environment("nobody", "unknown"))
     assert done.returncode == 2
-    assert f"{remote.study}: found Forbidden; expected a study file that can be read" in done.stderr
+    assert f"{remote.study}: found The access key ID you provided does not exist" in done.stderr
+    assert "expected a study file that can be read" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from spatialscope_dist.engine.events import Events
 from spatialscope_dist.engine.measure import Measured, measured
 from spatialscope_dist.engine.workers import SCHEDULER_LOST, Workers, slots_of
 from spatialscope_dist.errors import BadInput, ClusterLost, StageFailed
+from spatialscope_dist.location import storage_errors
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -195,4 +196,7 @@ def _outcome(future: Future) -> Measured | str:
             "every worker that ran it died; expected to finish within the memory limit of a worker. "
             "Give fewer --workers with a larger --memory-limit, and look for what else ends processes here."
         )
-    return f"{type(error).__name__}: {error}"
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, storage_errors()):
+        return f"{what}. Check disk, access and network of the workers, then run again."
+    return what

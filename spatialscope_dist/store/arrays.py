@@ -26,18 +26,25 @@ def create_array(
     shards: Sequence[int] | None = None,
     fill: float = 0,
 ) -> zarr.Array[Any]:
-    """Return a new array on disk with named axes; nothing but metadata is written."""
-    make_folder(path.parent)
-    return zarr.create_array(
-        store=_store(path),
-        shape=tuple(shape),
-        dtype=np.dtype(dtype),
-        chunks=tuple(chunks),
-        shards=None if shards is None else tuple(shards),
-        dimension_names=list(axes),
-        fill_value=fill,
-        overwrite=True,
-    )
+    """Return a new array on disk with named axes; nothing but metadata is written.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be written.
+    """
+    with refusing_to_write(path):
+        make_folder(path.parent)
+        return zarr.create_array(
+            store=_store(path),
+            shape=tuple(shape),
+            dtype=np.dtype(dtype),
+            chunks=tuple(chunks),
+            shards=None if shards is None else tuple(shards),
+            dimension_names=list(axes),
+            fill_value=fill,
+            overwrite=True,
+        )
 
 
 def open_array(path: Path) -> zarr.Array[Any]:
@@ -73,8 +80,9 @@ def write_array(path: Path, values: NDArray[Any], *, axes: Sequence[str], chunks
         When the disk is full.
     """
     size = tuple(max(1, length) for length in values.shape) if chunks is None else tuple(chunks)
+    array = create_array(path, shape=values.shape, dtype=values.dtype, chunks=size, axes=axes)
     with refusing_to_write(path):
-        create_array(path, shape=values.shape, dtype=values.dtype, chunks=size, axes=axes)[...] = values
+        array[...] = values
 
 
 def append_entries(path: Path, values: NDArray[Any], *, start: int, chunk: int) -> None:
@@ -91,7 +99,8 @@ def append_entries(path: Path, values: NDArray[Any], *, start: int, chunk: int) 
         array = zarr.open_array(_store(path), mode="r+")
         if start % array.chunks[0]:
             raise StoreError(f"{path}: {start} entries cut a chunk of {array.chunks[0]}")
-        array.resize((start + len(values),))
+        with refusing_to_write(path):
+            array.resize((start + len(values),))
     with refusing_to_write(path):
         array[start:] = values
 
