@@ -293,4 +293,7 @@ class ReportOptions(StageOptions):
         None, description="gene of the before/after picture; None: the most telling marker of a frequent type"
     )
     max_image_px: int = Field(1600, ge=200, description="longest edge of a picture of the slide")
+    embedding: Literal["umap", "pca", "off"] = Field(
+        "umap", description="how cells are placed by expression; umap takes some 20 CPU seconds and 150 MB, pca one"
+    )
     max_points: int = Field(40000, ge=1000, description="cells or spots drawn in one picture; above it a seeded subset")

@@ -14,6 +14,7 @@ QUICK = {
     "decompose.n_chains": 2,
     "decompose.calibration_spots": 30,
     "interact.n_permutations": 50,
+    "report.embedding": "pca",
 }
 
 

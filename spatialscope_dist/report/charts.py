@@ -70,26 +70,6 @@ def draw_energy(sections: Sequence[SectionView]) -> Picture:
         return Picture(to_png(drawn), caption, "energy per sweep")
 
 
-def draw_training(training: pd.DataFrame) -> Picture:
-    """Return the loss of the score network over its steps."""
-    with figure(1, 1, size=(5.6, 3.0)) as (drawn, axes):
-        axes[0].plot(training["step"], training["loss"], color=INK, lw=1.0, alpha=0.8, label="training cells")
-        if "held_out" in training:
-            held = training.dropna(subset=["held_out"])
-            axes[0].plot(held["step"], held["held_out"], color=SECOND, marker="o", ms=4, lw=1.4, label="held-out cells")
-        axes[0].set_xlabel("optimiser step")
-        axes[0].set_ylabel("denoising loss")
-        positive = training["loss"].min() > 0
-        if positive and training["loss"].max() / training["loss"].min() > 20:
-            axes[0].set_yscale("log")
-        axes[0].legend(frameon=False)
-        caption = (
-            "Denoising score-matching loss of the expression model. The curve of held-out reference cells decides when "
-            "training stops; the averaged weights (EMA) are used."
-        )
-        return Picture(to_png(drawn), caption, "training curve")
-
-
 def draw_uncertainty(section: SectionView) -> Picture | None:
     """Return how sure types and expression are, None when nothing is known."""
     panels = [section.confidence is not None, section.uncertainty is not None, section.residuals is not None]

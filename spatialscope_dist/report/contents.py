@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from spatialscope_dist.report import wording
 from spatialscope_dist.report.borders import border_block
-from spatialscope_dist.report.charts import (
-    draw_costs,
-    draw_energy,
-    draw_interactions,
-    draw_training,
-    draw_type_shares,
-    draw_uncertainty,
-)
+from spatialscope_dist.report.charts import draw_costs, draw_energy, draw_type_shares, draw_uncertainty
+from spatialscope_dist.report.expression import estimator_name, expression_blocks
+from spatialscope_dist.report.genes import gene_blocks, interaction_blocks
 from spatialscope_dist.report.maps import draw_cells, draw_composition, draw_marker, draw_nuclei, draw_slide
+from spatialscope_dist.report.numbers import duration, memory, number
 from spatialscope_dist.report.page import Block, Page, Table
 from spatialscope_dist.report.palette import Style, choose_styles
 from spatialscope_dist.report.views import SectionView, StudyView
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-GIB = 1 << 30
-TOP_ROWS = 20
 MAX_FAILED_ROWS = 40
 
 
@@ -40,7 +31,8 @@ def build_page(study: StudyView) -> Page:
     blocks = [_overview(study), *_accuracy(study)]
     for section in study.sections:
         blocks += _section(section, study, styles)
-    blocks += [*border_block(study), *_types(study, styles), *_expression(study), *_interactions(study), *_genes(study)]
+    blocks += [*border_block(study), *_types(study, styles), *expression_blocks(study, styles)]
+    blocks += [*interaction_blocks(study), *gene_blocks(study)]
     blocks += [_quarantine(study), _costs(study), _settings(study)]
     subtitle = f"spatialscope_dist {study.version}, seed {study.seed}"
     return Page(f"Single cells of {study.name}", subtitle, _cards(study), blocks)
@@ -78,7 +70,7 @@ def _overview(study: StudyView) -> Block:
                 f"{section.n_cells:,}" if section.n_cells else "–",
                 f"{np.median(per_spot):.0f}" if len(per_spot) else "–",
                 f"{spots['total_counts'].median():,.0f}",
-                _estimator(section.decompose.get("estimator", "–")),
+                estimator_name(section.decompose.get("estimator", "–")),
             ]
         )
     notes = ["Cells are typed where spots measured counts; nuclei between spots are found but stay without a type."]
@@ -144,7 +136,7 @@ def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
         sweeps = section.identify.get("n_sweeps", max(len(section.energy) - 1, 0))
         labels = str(study.options.get("identify", {}).get("labels", "–"))
         labels = wording.LABELLINGS.get(labels, labels)
-        rows.append([section.name, _number(section.identify.get("overdispersion")), str(sweeps), labels, *shares])
+        rows.append([section.name, number(section.identify.get("overdispersion")), str(sweeps), labels, *shares])
     pictures = [draw_type_shares(typed, styles)]
     with_energy = [section for section in typed if len(section.energy)]
     if with_energy:
@@ -166,125 +158,15 @@ def _types(study: StudyView, styles: Mapping[str, Style]) -> Iterator[Block]:
 def _looks_of_nuclei(section: SectionView) -> str | None:
     """Return whether the looks of nuclei helped to type the cells of a section; None where nobody measured them."""
     verdict = section.identify.get("morphology", {}).get(section.name, {})
-    return str(verdict["reason"]) if "measures" in verdict else None
+    if "measures" not in verdict:
+        return None
+    text = str(verdict["reason"])
+    if "excess_error" in verdict:
+        from spatialscope_dist.celltypes.morphology_evidence import STANDARD_ERRORS
 
-
-def _expression(study: StudyView) -> Iterator[Block]:
-    chosen = [section for section in study.sections if section.decompose]
-    if not chosen and study.training is None:
-        return
-    notes, tables = [], []
-    for section in chosen:
-        summary = section.decompose
-        notes.append(
-            f"{section.name}: {_estimator(summary.get('estimator', '?'))} was used. "
-            + _sentence(summary.get("reason", ""))
-        )
-        candidates = summary.get("candidates", {})
-        if candidates:
-            tables.append(_candidates(section.name, candidates, str(summary.get("estimator"))))
-    pictures = [] if study.training is None or not len(study.training) else [draw_training(study.training)]
-    yield Block("Expression: which estimator, and why", notes, tables, pictures)
-
-
-def _candidates(name: str, candidates: Mapping[str, Any], chosen: str) -> Table:
-    keys = sorted({key for scores in candidates.values() if isinstance(scores, Mapping) for key in scores})
-    ranked = sorted(candidates, key=lambda one: -_score(candidates[one]))
-    rows = []
-    for one in ranked:
-        scores = candidates[one] if isinstance(candidates[one], Mapping) else {"cosine": candidates[one]}
-        scored = [_number(scores.get(key)) for key in keys or ["cosine"]]
-        rows.append([_estimator(one) + (", used" if one == chosen else ""), *scored])
-    caption = (
-        f"{name}: estimators on spots simulated from held-out reference cells; cosine of estimated and true expression "
-        "of a cell, 1 = exact."
-    )
-    return Table(["estimator", *(wording.SCORES.get(key, key) for key in keys or ["cosine"])], rows, caption)
-
-
-def _estimator(name: object) -> str:
-    return wording.ESTIMATORS.get(str(name), str(name))
-
-
-def _score(scores: Any) -> float:
-    value = scores.get("cosine", 0.0) if isinstance(scores, Mapping) else scores
-    return float(value) if value is not None else 0.0
-
-
-def _interactions(study: StudyView) -> Iterator[Block]:
-    table = study.interactions
-    if table is None:
-        return
-    kept = table[table["selected"]] if len(table) else table
-    notes = [
-        f"{len(kept):,} of {len(table):,} tests pass the filter (adjusted p < 0.25, |log2 fold change| > 0.1, at least "
-        "10 cells with the ligand and with the receptor). Cells touch when a Delaunay edge joins them. Expression of "
-        "cells in one spot is estimated jointly, so p-values describe these estimates, not independent measurements."
-    ]
-    if not len(kept):
-        yield Block("Ligand-receptor interactions", notes)
-        return
-    top = kept.sort_values("interaction_score", ascending=False).head(TOP_ROWS)
-    columns = ["section", "sender", "receiver", "ligand", "receptor", "log2fc", "p", "p_adjusted", "interaction_score"]
-    header = ["section", "sender", "receiver", "ligand", "receptor", "log2 FC", "p", "adjusted p", "score"]
-    rows = _rows(top, columns)
-    yield Block("Ligand-receptor interactions", notes, [Table(header, rows)], [draw_interactions(top)])
-
-
-def _genes(study: StudyView) -> Iterator[Block]:
-    parts = [*_variable(study.variable_genes), *_changing(study)]
-    if parts:
-        tables = [table for _, table in parts if table is not None]
-        yield Block("Genes that vary in space", [note for note, _ in parts], tables)
-
-
-def _variable(table: pd.DataFrame | None) -> Iterator[tuple[str, Table | None]]:
-    """Yield what each test of spatially variable genes found, in words and as a table."""
-    if table is None or not len(table):
-        return
-    for test, text in (
-        ("over_tissue", "vary over the tissue"),
-        ("beyond_cell_types", "vary beyond what cell type composition explains"),
-    ):
-        part = table[table["test"] == test]
-        if not len(part):
-            continue
-        found = part[part["p_adjusted"] < 0.05].sort_values(["p", "gene"])
-        note = f"{len(found):,} of {len(part):,} tested genes {text} (SPARK-X, adjusted p < 0.05)."
-        best = found.head(TOP_ROWS // 2).assign(kernel=lambda frame: frame["kernel"].map(wording.kernel_name))
-        rows = _rows(best, ["section", "gene", "kernel", "p", "p_adjusted"])
-        header = ["section", "gene", "strongest pattern", "p", "adjusted p"]
-        yield note, Table(header, rows, f"Genes that {text}: {_first(rows, found)}") if rows else None
-
-
-def _changing(study: StudyView) -> Iterator[tuple[str, Table | None]]:
-    """Yield what the tests inside cell types found, in words and as a table."""
-    table, options = study.spatial_de, study.options.get("differential", {})
-    if table is None:
-        return
-    found = table[table["p_adjusted"] < 0.05].sort_values(["p", "gene"])
-    note = (
-        f"{len(found):,} of {len(table):,} tested pairs of cell type and gene change over the tissue inside the type "
-        "(C-SIDE model, adjusted p < 0.05)."
-    )
-    if options:
-        note += (
-            f" Pairs are tested where the type accounts for at least {options['min_expected_counts']:g} UMI and "
-            f"{options['min_count_share']:.0%} of the gene in the section; the spots cannot tell of the others."
-        )
-    columns = {"section": "section", "cell_type": "cell type", "gene": "gene", "expected_counts": "UMI from the type"}
-    columns |= {"log2_sd": "spread, log2", "p": "p", "p_adjusted": "adjusted p"}
-    header = [text for name, text in columns.items() if name in table]
-    rows = _rows(found.head(TOP_ROWS // 2), [name for name in columns if name in table])
-    caption = (
-        f"Genes that change inside a cell type: {_first(rows, found)}. Spread: standard deviation of the fitted log2 "
-        "change over the type's cells, drawn towards 0 where counts are few; 1 is a doubling."
-    )
-    yield note, Table(header, rows, caption) if rows else None
-
-
-def _first(rows: Sequence[Sequence[str]], found: pd.DataFrame) -> str:
-    return "all" if len(rows) == len(found) else f"the first {len(rows)}"
+        more, error = verdict["gain"] - verdict["exchanged"], verdict["excess_error"]
+        text += f" ({more:+.3f} ± {error:.3f}; both gains must exceed {STANDARD_ERRORS:g} standard errors)"
+    return text
 
 
 def _quarantine(study: StudyView) -> Block:
@@ -315,8 +197,8 @@ def _costs(study: StudyView) -> Block:
             f"{stage.done}/{stage.total}",
             duration(stage.cost.get("seconds", 0.0)),
             duration(stage.cost.get("cpu_seconds", 0.0)),
-            _memory(stage.cost.get("peak_rss_bytes", 0)),
-            _memory(stage.cost.get("projected_peak_bytes", 0)),
+            memory(stage.cost.get("peak_rss_bytes", 0)),
+            memory(stage.cost.get("projected_peak_bytes", 0)),
             str(len(stage.failed)),
         ]
         for stage in study.stages
@@ -327,10 +209,6 @@ def _costs(study: StudyView) -> Block:
     return Block("Time and memory", notes, [Table(header, rows)], pictures)
 
 
-def _memory(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size else "–"
-
-
 def _settings(study: StudyView) -> Block:
     rows = [[stage, name, _plain(value)] for stage, table in study.options.items() for name, value in table.items()]
     versions = [[name, version] for name, version in study.versions.items()]
@@ -338,35 +216,5 @@ def _settings(study: StudyView) -> Block:
     return Block("Options and versions", tables=[*tables, Table(["library", "version"], versions, "Versions")])
 
 
-def _rows(table: pd.DataFrame, columns: Sequence[str]) -> list[list[str]]:
-    return [[_number(value) for value in row] for row in table[list(columns)].itertuples(index=False)]
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, np.integer)):
-        return f"{value:,}"
-    number = float(value)
-    if not np.isfinite(number):
-        return "–"
-    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else f"{number:.3g}" if abs(number) < 100 else f"{number:,.0f}"
-
-
 def _plain(value: Any) -> str:
     return "default" if value is None else str(value)
-
-
-def _sentence(text: object) -> str:
-    words = str(text).strip()
-    words = words[:1].upper() + words[1:]
-    return words if not words or words.endswith(".") else words + "."
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: seconds below two minutes, then minutes, then hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

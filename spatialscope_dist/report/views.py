@@ -61,6 +61,16 @@ class UncertaintyView:
 
 
 @dataclass(frozen=True)
+class EmbeddingView:
+    """Cells on a plane: ``points`` (cells, 2), their ``types``, and which are ``generated`` ones, if any are."""
+
+    points: Array
+    types: Sequence[str]
+    method: str
+    generated: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
 class SectionView:
     """One section.
 
@@ -105,7 +115,11 @@ class StageView:
 
 @dataclass(frozen=True)
 class StudyView:
-    """The whole study; ``few_cells``: reference cells of each type that has too few for a sure profile."""
+    """The whole study.
+
+    ``few_cells``: reference cells of each type that has too few for a sure profile; ``training``: curves by network;
+    ``quality``: how generated differ from held-out cells (`expression.quality.Quality`).
+    """
 
     name: str
     seed: int
@@ -113,7 +127,10 @@ class StudyView:
     types: Sequence[str]
     sections: Sequence[SectionView]
     stages: Sequence[StageView]
-    training: pd.DataFrame | None = None
+    training: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    generated: EmbeddingView | None = None
+    decomposed: EmbeddingView | None = None
     interactions: pd.DataFrame | None = None
     variable_genes: pd.DataFrame | None = None
     spatial_de: pd.DataFrame | None = None

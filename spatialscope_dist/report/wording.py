@@ -34,6 +34,32 @@ SCORES: Mapping[str, str] = {
     "unique_cosine": "cosine, cells alone of their type in the spot",
 }
 
+NETWORKS: Mapping[str, str] = {"counts": "count denoiser", "score": "score model"}
+
+LOSSES: Mapping[str, str] = {
+    "counts": "−log likelihood of hidden counts",
+    "score": "score-matching loss",
+}
+
+TRAINING = (
+    "Read the curve of held-out cells: it should fall and end flat, and the star marks the weights that are used (a "
+    "running average); a curve of training cells far below it tells of a small reference, learnt by heart in part."
+)
+
+QUALITY = (
+    "Cells drawn from the count denoiser are compared with reference cells it was not trained on; what training cells "
+    "differ by is the best a model could do, and where both columns are alike, nothing is left to gain. The first two "
+    "rows are relative errors of each type's mean and standard deviation of log counts, the third is the mean error of "
+    "correlations between genes, the last is how well a linear classifier tells the two apart: 0.5 is chance, 1 always."
+)
+
+GENERATIVE: Mapping[str, str] = {
+    "mean_error": "mean of each type, relative error",
+    "sd_error": "standard deviation of each type, relative error",
+    "correlation_error": "correlations between genes, mean error",
+    "auc": "classifier that tells them apart, area under the curve",
+}
+
 STATUSES: Mapping[str, str] = {
     "low_counts": "too few counts",
     "not_fitted": "composition could not be fitted",

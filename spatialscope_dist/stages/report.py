@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatialscope_dist.stages import STAGES
 from spatialscope_dist.stages.context import Context, StageOutcome, StagePlan
+from spatialscope_dist.steps.embedding import MAX_CELLS, view_decomposed, view_generated
 from spatialscope_dist.steps.section_view import Limits, SectionFolders, view_section
 from spatialscope_dist.store.documents import read_json, write_bytes, write_json
 from spatialscope_dist.store.frames import read_frame
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from spatialscope_dist.report.views import StageView, StudyView
 
 NAME = "report"
-VERSION = 2
+VERSION = 3
 
 _PROCESS_BYTES = 420 << 20  # a Python worker with NumPy, SciPy, pandas, zarr and matplotlib
+_UMAP_BYTES = 160 << 20  # with its compiled loops
 _BEFORE = STAGES[: STAGES.index(NAME)]
 _TABLES = {"interact": "interactions", "variable": "variable_genes", "differential": "spatial_de"}
 _LIBRARIES = ("anndata", "dask", "numpy", "scipy", "spatialdata", "stardist", "tensorflow", "torch", "zarr")
@@ -55,12 +57,14 @@ def inputs(context: Context, item: str) -> dict[str, Any]:
 
 
 def plan(context: Context, item: str) -> StagePlan:
-    """Return one task; memory for frames of one section, one shard of expression and the pictures."""
+    """Return one task; memory for frames of one section, one shard of expression, embedded cells and the pictures."""
     options, facts = context.study.options.report, context.facts
     pictures = 48 * options.max_image_px**2
     cells = max(600 * s.n_cells + 500 * s.n_spots + 100 * s.n_genes for s in facts.sections.values())
     shard = 8 * context.study.options.decompose.rows_per_shard * facts.n_reference_genes
-    return StagePlan(tasks=1, peak_bytes=_PROCESS_BYTES + pictures + cells + shard, disk_bytes=20 << 20)
+    embedded = 24 * MAX_CELLS * (context.largest_panel() + MAX_CELLS) if options.embedding != "off" else 0
+    embedded += _UMAP_BYTES if options.embedding == "umap" else 0
+    return StagePlan(tasks=1, peak_bytes=_PROCESS_BYTES + pictures + cells + max(shard, embedded), disk_bytes=20 << 20)
 
 
 def run(context: Context, item: str, output: Path) -> StageOutcome:
@@ -74,6 +78,7 @@ def run(context: Context, item: str, output: Path) -> StageOutcome:
             "seed": study.seed,
             "options": study.options.model_dump(mode="json"),
             "marker": options.marker_gene,
+            "embedding": options.embedding,
             "reference": study.reference.path.name,
         },
         "sections": sections,
@@ -124,6 +129,13 @@ def build_report(
         views.append(dataclasses.replace(view, accuracy=scores))
     accuracy = average_scores([dict(view.accuracy) for view in views])
     study = _study_view(about, views, shared, stages=stage_views(Ledger(ledger)), accuracy=accuracy)
+    if about["embedding"] != "off":
+        method, seed = about["embedding"], about["seed"]
+        study = dataclasses.replace(
+            study,
+            generated=view_generated(shared["train"], method=method, seed=seed),
+            decomposed=view_decomposed(sections, method=method, seed=seed),
+        )
     text = render_page(build_page(study))
     write_bytes(page, text.encode())
     return {"accuracy": accuracy, "bytes": len(text)}
@@ -160,6 +172,7 @@ def _study_view(
         sections=views,
         stages=stages,
         training=_training(shared["train"]),
+        quality=_quality(shared["train"]),
         options=about["options"],
         versions={"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
         reference=about["reference"],
@@ -178,13 +191,22 @@ def _table(shared: dict[str, Path | None], stage: str, name: str) -> pd.DataFram
     return None if folder is None else read_frame(folder / f"{name}.parquet")
 
 
-def _training(folder: Path | None) -> pd.DataFrame | None:
+def _training(folder: Path | None) -> dict[str, pd.DataFrame]:
+    """Return the training curve of each network; that of the first has no name of its own."""
     import pandas as pd
 
     if folder is None or not (folder / "training.jsonl").exists():
-        return None
-    rows = [json.loads(line) for line in (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()]
-    return pd.DataFrame(rows)
+        return {}
+    curves = {}
+    for number, name in enumerate(read_json(folder / "model.json")["training"]["options"]["networks"]):
+        file = folder / ("training.jsonl" if number == 0 else f"training_{name}.jsonl")
+        if file.exists():
+            curves[name] = pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
+    return curves
+
+
+def _quality(folder: Path | None) -> dict[str, float]:
+    return {} if folder is None else dict(read_json(folder / "model.json")["training"].get("quality", {}))
 
 
 def stage_views(ledger: Ledger) -> list[StageView]:

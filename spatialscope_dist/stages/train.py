@@ -267,6 +267,7 @@ def _quality(model: ExpressionModel, data: TrainingData, output: Path, *, seed: 
     held_out, generated = data.counts[rows].toarray().astype(np.float32), generate_cells(model, types, seed=seed)
     for name, values in (("held_out", held_out), ("generated", generated)):
         write_array(output / f"{name}.zarr", values, axes=("cell", "gene"))
+    write_json(output / "quality_types.json", [model.types[kind] for kind in types])
     found = measure_quality(
         held_out,
         types,

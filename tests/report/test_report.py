@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from spatialscope_dist.report.borders import border_block
-from spatialscope_dist.report.charts import draw_costs, draw_energy, draw_interactions, draw_training
-from spatialscope_dist.report.contents import build_page, duration
+from spatialscope_dist.report.charts import draw_costs, draw_energy, draw_interactions
+from spatialscope_dist.report.contents import build_page
 from spatialscope_dist.report.drawing import extent_of, figure, map_axes, round_length, to_png
 from spatialscope_dist.report.maps import draw_cells, draw_composition, draw_marker, draw_nuclei, draw_slide
+from spatialscope_dist.report.numbers import duration
 from spatialscope_dist.report.page import Block, Page, Picture, Table, render_page
 from spatialscope_dist.report.palette import COLOURS, OTHER_COLOUR, choose_styles, with_legend
+from spatialscope_dist.report.training import draw_training
 from spatialscope_dist.report.views import SectionView, StageView, StudyView
 from spatialscope_dist.simulate.settings import TYPE_NAMES
 from spatialscope_dist.stages.report import average_scores, build_report, stage_views
@@ -67,6 +69,7 @@ def build(oracle: Oracle, folder: Path, **missing: None) -> tuple[dict[str, Any]
             "seed": 5,
             "options": {"identify": {"labels": "composition"}},
             "marker": None,
+            "embedding": "pca",
             "reference": "reference.h5ad",
         },
         sections=[folders],
@@ -251,7 +254,7 @@ def test_charts__are_pictures() -> None:
         }
     )
     pictures = [
-        draw_training(training),
+        draw_training({"counts": training, "score": training}),
         draw_energy([view]),
         draw_costs([StageView("ingest", 1, 1, cost, {}, {})]),
         draw_interactions(table),
@@ -325,7 +328,14 @@ def test_finished_run__report_and_accuracy(finished: Any) -> None:
     }
     assert all(0 <= value <= 1 for name, value in accuracy.items() if name != "cells_scored")
     text = Path(finished.summary["report"]).read_text(encoding="utf-8")
-    assert "Ligand-receptor interactions" in text
+    for words in (
+        "Ligand-receptor interactions",
+        "generated and held-out cells",
+        "decomposed cells by type",
+        "area under the curve",
+        "How the networks learnt",
+    ):
+        assert words in text, words
     assert json.loads(json.dumps(accuracy)) == accuracy
 
 
