@@ -84,7 +84,7 @@ def test_choose__untrained_noise_loses_to_a_baseline(reference, model):
 @pytest.mark.parametrize("name", ["counts", "score"])
 def test_choose__trained_network_wins_where_types_hold_programmes(reference, model, name):
     options = TrainOptions(
-        width=48, n_blocks=1, max_steps=400, score_steps=400, batch_cells=128, learning_rate=2e-3, patience_checks=100
+        width=48, n_blocks=1, max_steps=400, score_steps=400, batch_cells=128, learning_rate=4e-3, patience_checks=100
     )
     objective = OBJECTIVES[name](reference.data(), options, torch.device("cpu"))
     state = fit(objective, reference.data(), options, seed=0)

@@ -19,7 +19,7 @@ OPTIONS = TrainOptions(
     max_steps=40,
     score_steps=40,
     batch_cells=64,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     check_every_steps=40,
     checkpoint_every_steps=20,
 )
@@ -53,7 +53,7 @@ def test_fit__depends_on_the_seed(reference):
 @pytest.mark.parametrize("name", ["counts", "score"])
 def test_fit__learns_and_keeps_the_best_average(reference, name):
     rows = []
-    more = {"max_steps": 300, "score_steps": 300, "width": 32, "learning_rate": 6e-3, "patience_checks": 100}
+    more = {"max_steps": 300, "score_steps": 300, "width": 32, "learning_rate": 1.2e-2, "patience_checks": 100}
     state = train(reference.data(), OPTIONS.model_copy(update=more), name=name, hooks=Hooks(row=rows.append))
     assert state.best_held_out == min(row["held_out"] for row in rows)
     assert state.best_held_out < rows[0]["held_out"] - 0.01
