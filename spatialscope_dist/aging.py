@@ -65,7 +65,7 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now:
         if now == UNREAD:
-            yield f"{name} was written anew"
+            yield f"{name} was written anew and may hold something else"
         elif any(isinstance(value, str) and _HASH.fullmatch(value) for value in (before, now)):
             yield f"{name} changed"
         else:

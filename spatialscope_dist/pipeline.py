@@ -166,14 +166,15 @@ def _run_stages(
 
 
 def status(study: Study) -> dict[str, dict[str, Any]]:
-    """Return per stage what is done of what, which items failed and why, what waits, and what has aged and why.
+    """Return per stage what is done of what and found, which items failed, what waits, and what has aged, and why.
 
     An item that waits counts with the units it has committed, of those the plan gives it.
     """
     context = _reading_context(study)
+    readable = bool(context.facts.sections)  # else nobody knows what a run would do
     failed = {name: context.ledger.failures(name) for name in STAGES}
-    aged = aged_outputs([_seen_by(stage_module(name), context, failed) for name in STAGES])
-    return {name: {**_stage_status(stage_module(name), context), "aged": aged[name]} for name in STAGES}
+    aged = aged_outputs([_seen_by(stage_module(name), context, failed) for name in STAGES if readable])
+    return {name: {**_stage_status(stage_module(name), context), "aged": aged.get(name, {})} for name in STAGES}
 
 
 def _stage_status(stage: Stage, context: Context) -> dict[str, Any]:
@@ -188,6 +189,7 @@ def _stage_status(stage: Stage, context: Context) -> dict[str, Any]:
         "done": sum(entry.done for entry in entries) + sum(waiting.values()),
         "total": sum(entry.total for entry in entries) + left,
         "items": sorted(entry.item for entry in entries),
+        "metrics": {entry.item: entry.metrics for entry in entries},
         "waiting": sorted(waiting),
         "failed": {
             **{f"{entry.item}/{unit}": reason for entry in entries for unit, reason in entry.failed.items()},
@@ -288,7 +290,8 @@ def _stage_plan(stage: Stage, context: Context) -> dict[str, int]:
 
 def _conclude(context: Context, summary: Summary) -> None:
     summary.stages = {name: summary.stages[name] for name in STAGES if name in summary.stages}
-    entry = context.ledger.current("report", "study")
+    trained, entry = context.ledger.current("train", "study"), context.ledger.current("report", "study")
+    summary.generative_quality = {} if trained is None else trained.metrics.get("quality", {})
     if entry is not None and context.place.report.exists():
         summary.report = context.place.report
         summary.accuracy = entry.metrics.get("accuracy", {})

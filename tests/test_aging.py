@@ -44,6 +44,15 @@ def test_status__inputs_that_were_written_anew_are_not_read(finished: Finished, 
     assert sorted((output / "ledger" / "files").iterdir()) == remembered
 
 
+def test_status__of_inputs_that_are_gone(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.study.parent, tmp_path / "input")
+    for counts in (tmp_path / "input").glob("*.h5ad"):
+        counts.unlink()
+    rows = pipeline.status(load_study(tmp_path / "input", output=finished.output))
+    assert rows["decompose"]["items"] == ["demo"]
+    assert not any(row["aged"] for row in rows.values())
+
+
 def test_status__output_that_was_deleted(finished: Finished, tmp_path: Path) -> None:
     output = tmp_path / "copy"
     shutil.copytree(finished.output, output)
