@@ -316,6 +316,7 @@ def _run(
             stages=summary.stages,
             report=_text(summary.report),
             accuracy=summary.accuracy,
+            generative_quality=summary.generative_quality,
             changed=summary.changed,
         )
     if not as_json:

@@ -59,6 +59,7 @@ def show_status(rows: dict[str, dict[str, Any]]) -> None:
         notes = [f"{item}: skipped, {reason}" for item, reason in row["skipped"].items()]
         notes += [f"{item}: {reason}" for item, reason in row["failed"].items()]
         notes += [f"{item}: will be made again, {reason}" for item, reason in row["aged"].items()]
+        notes += [_quality(found["quality"]) for found in row["metrics"].values() if found.get("quality")]
         table.add_row(name, f"{row['done']}/{row['total']}", "\n".join(notes))
     Console().print(table)
 
@@ -79,8 +80,19 @@ def show_summary(summary: Summary) -> None:
     for name, text in _ACCURACY.items():
         if name in summary.accuracy:
             console.print(f"{text}: {summary.accuracy[name]:.4f}")
+    if summary.generative_quality:
+        console.print(_quality(summary.generative_quality))
     if summary.report is not None:
         console.print(f"Report: {summary.report}", soft_wrap=True)
+
+
+def _quality(quality: dict[str, float]) -> str:
+    return (
+        f"generated against held-out cells: classifier AUC {quality['auc']:.2f} (training cells "
+        f"{quality['floor_auc']:.2f}, 0.5 is chance), error of means {quality['mean_error']:.2f} "
+        f"({quality['floor_mean_error']:.2f}), of correlations {quality['correlation_error']:.2f} "
+        f"({quality['floor_correlation_error']:.2f})"
+    )
 
 
 def _json_line(event: dict[str, Any]) -> None:

@@ -31,11 +31,15 @@ _TYPED_TOGETHER_FROM = STAGES.index("identify")
 
 @dataclass
 class Summary:
-    """What a run did: per stage cost and counts, where the report is, accuracy when truth is given."""
+    """What a run did: per stage cost and counts, where the report is, accuracy when truth is given.
+
+    `generative_quality` says how cells drawn from the model differ from held-out ones (`expression.quality.Quality`).
+    """
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     report: Path | None = None
     accuracy: dict[str, float] = field(default_factory=dict)
+    generative_quality: dict[str, float] = field(default_factory=dict)
     changed: bool = False
 
     @property

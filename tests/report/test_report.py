@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from spatialscope_dist.store.documents import write_json
 from spatialscope_dist.store.frames import read_frame
 from spatialscope_dist.store.ledger import Entry, Ledger
 from tests.report.oracle import Oracle, write_oracle
+from tests.small_study import COMMAND
 
 LIMITS = Limits(max_image_px=800, max_points=40000, seed=0)
 
@@ -337,6 +339,13 @@ def test_finished_run__report_and_accuracy(finished: Any) -> None:
     ):
         assert words in text, words
     assert json.loads(json.dumps(accuracy)) == accuracy
+    quality = finished.summary["generative_quality"]
+    assert 0.4 < quality["auc"] <= 1
+    assert json.loads((finished.output / "model" / "model.json").read_text())["training"]["quality"] == quality
+    command = [COMMAND, "status", str(finished.study), "--output", str(finished.output)]
+    status = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout
+    assert json.loads(status)["stages"]["train"]["metrics"]["study"]["quality"] == quality
+    assert "classifier" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_border_block__a_row_per_segmented_section() -> None:
