@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spatialscope_dist.expression.profiles import ReferenceProfiles
 from spatialscope_dist.expression.residual_network import (
+    DenseShape,
     Modulation,
     block_layers,
     dense,
-    draw_parameters,
     modulation,
-    n_parameters,
     residual_blocks,
     sinusoids,
 )
@@ -39,7 +37,7 @@ _LARGEST_LOG_CHANGE, _LOG_SHAPES = 6.0, (-3.0, 7.0)
 
 
 @dataclass(frozen=True)
-class DenoiserShape:
+class DenoiserShape(DenseShape):
     """Sizes of the count denoiser."""
 
     n_genes: int
@@ -58,14 +56,6 @@ class DenoiserShape:
             "profile": (self.n_genes, self.width),
             "genes_out": (self.width, 2 * self.n_genes + 1),
         } | block_layers(self.width, self.n_blocks)
-
-    def n_parameters(self) -> int:
-        """Return the number of weights and biases."""
-        return n_parameters(self.layers())
-
-    def draw(self, *, seed: int) -> dict[str, NDArray[np.float32]]:
-        """Return untrained parameters by name; the output layer is zero."""
-        return draw_parameters(self.layers(), seed=seed)
 
 
 class TypeTables(NamedTuple):

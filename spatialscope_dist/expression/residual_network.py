@@ -6,6 +6,7 @@ plain dictionary of arrays: what is trained, averaged, saved and loaded is the s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,20 @@ def block_layers(width: int, n_blocks: int) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def n_parameters(layers: Mapping[str, tuple[int, int]]) -> int:
-    """Return the number of weights and biases."""
-    return sum(inputs * outputs + outputs for inputs, outputs in layers.values())
+class DenseShape(ABC):
+    """Sizes of a network of dense layers."""
+
+    @abstractmethod
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Return (inputs, outputs) of every dense layer by name."""
+
+    def n_parameters(self) -> int:
+        """Return the number of weights and biases."""
+        return sum(inputs * outputs + outputs for inputs, outputs in self.layers().values())
+
+    def draw(self, *, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Return untrained parameters by name; the output layer is zero, so step 0 predicts what is built in."""
+        return draw_parameters(self.layers(), seed=seed)
 
 
 def draw_parameters(layers: Mapping[str, tuple[int, int]], *, seed: int) -> dict[str, NDArray[np.float32]]:

@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from spatialscope_dist.expression.noise import preconditioning
 from spatialscope_dist.expression.residual_network import (
+    DenseShape,
     block_layers,
     dense,
-    draw_parameters,
     modulation,
-    n_parameters,
     residual_blocks,
     sinusoids,
 )
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class NetworkShape:
+class NetworkShape(DenseShape):
     """Sizes of the score network."""
 
     n_genes: int
@@ -41,14 +37,6 @@ class NetworkShape:
             "profile": (self.n_genes, self.width),
             "genes_out": (self.width, self.n_genes),
         } | block_layers(self.width, self.n_blocks)
-
-    def n_parameters(self) -> int:
-        """Return the number of weights and biases."""
-        return n_parameters(self.layers())
-
-    def draw(self, *, seed: int) -> dict[str, NDArray[np.float32]]:
-        """Return untrained parameters by name; the output layer is zero, so step 0 predicts the type mean."""
-        return draw_parameters(self.layers(), seed=seed)
 
     def denoise(
         self, parameters: Mapping[str, Tensor], noisy: Tensor, *, level: Tensor, types: Tensor, profiles: Tensor
