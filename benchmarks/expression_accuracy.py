@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -44,8 +45,9 @@ def main() -> None:
     file = HERE / "results" / "expression_accuracy.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     for name in arguments.sources:
-        results[name] = about() | measure(scorer, name, data, spot_seeds=arguments.spot_seeds)
-        file.write_text(json.dumps(results, indent=1) + "\n")
+        for so_far in measure(scorer, name, data, spot_seeds=arguments.spot_seeds):
+            results[name] = about() | so_far
+            file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def about() -> dict[str, Any]:
@@ -60,8 +62,8 @@ def about() -> dict[str, Any]:
     }
 
 
-def measure(scorer: ModuleType, name: str, data: Path, *, spot_seeds: list[int]) -> dict[str, Any]:
-    """Return training cost, accuracy of every setting, coverage, imputation and speed on one data set."""
+def measure(scorer: ModuleType, name: str, data: Path, *, spot_seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield training cost, imputation, and the settings measured so far, of one data set."""
     source = SOURCES[name]
     split = split_source(scorer, source, data)
     model, cost = train_model(split, TrainOptions())
@@ -83,7 +85,7 @@ def measure(scorer: ModuleType, name: str, data: Path, *, spot_seeds: list[int])
                 whole = seed == spot_seeds[0]
                 rows.append(row | measure_spots(scorer, simulated, split, model, whole=whole))
                 show(name, rows[-1])
-    return {"training": cost, "spots": rows, "imputation": imputed}
+                yield {"training": cost, "spots": rows, "imputation": imputed}
 
 
 def measure_spots(
