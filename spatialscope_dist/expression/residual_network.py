@@ -7,6 +7,7 @@ plain dictionary of arrays: what is trained, averaged, saved and loaded is the s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,10 @@ def settle_torch() -> None:
     """Make torch repeat itself: one thread, deterministic kernels (call once per worker process)."""
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA refuses to be deterministic
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.allow_tf32 = False  # of convolutions; products are in full precision by default
 
 
 def block_layers(width: int, n_blocks: int) -> dict[str, tuple[int, int]]:
