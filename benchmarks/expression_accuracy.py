@@ -19,7 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.expression_data import SOURCES, Split, choose_for, load_scorer, split_source, spots_of, train_model
+from benchmarks.expression_data import (
+    SOURCES,
+    Split,
+    choose_for,
+    load_scorer,
+    split_source,
+    spots_of,
+    train_model,
+    write_model,
+)
 from spatialscope_dist.expression.allocation import SpotCells
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.estimators import candidates, estimate_all
@@ -36,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sources", nargs="*", default=list(SOURCES))
     parser.add_argument("--spot-seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--keep", type=Path, help="folder for the trained models, for expression_robustness")
     arguments = parser.parse_args()
     if "SPATIALSCOPE_DATA" not in os.environ:
         sys.exit("SPATIALSCOPE_DATA is not set: real data is not available")
@@ -45,7 +55,7 @@ def main() -> None:
     file = HERE / "results" / "expression_accuracy.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     for name in arguments.sources:
-        for so_far in measure(scorer, name, data, spot_seeds=arguments.spot_seeds):
+        for so_far in measure(scorer, name, data, spot_seeds=arguments.spot_seeds, keep=arguments.keep):
             results[name] = about() | so_far
             file.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -62,12 +72,16 @@ def about() -> dict[str, Any]:
     }
 
 
-def measure(scorer: ModuleType, name: str, data: Path, *, spot_seeds: list[int]) -> Iterator[dict[str, Any]]:
+def measure(
+    scorer: ModuleType, name: str, data: Path, *, spot_seeds: list[int], keep: Path | None
+) -> Iterator[dict[str, Any]]:
     """Yield training cost, imputation, and the settings measured so far, of one data set."""
     source = SOURCES[name]
     split = split_source(scorer, source, data)
     model, cost = train_model(split, TrainOptions())
     print(name, cost, flush=True)
+    if keep is not None:
+        write_model(model, keep / name)
     imputed, rows = impute(scorer, split, model), []
     print(imputed, flush=True)
     for seed in spot_seeds:

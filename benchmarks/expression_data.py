@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from spatialscope_dist.expression.allocation import SpotCells
 from spatialscope_dist.expression.baselines import capture_estimate, exposures
 from spatialscope_dist.expression.choice import Choice, Rehearsal, choose, draw_cells, random_compositions, rehearse
 from spatialscope_dist.expression.device import working_device
-from spatialscope_dist.expression.model import ExpressionModel, Network
+from spatialscope_dist.expression.model import ExpressionModel, Network, pack_model, unpack_model
 from spatialscope_dist.expression.noise import chain_keys
 from spatialscope_dist.expression.objectives import OBJECTIVES, TrainingData
 from spatialscope_dist.expression.profiles import reference_profiles, split_cells
@@ -102,6 +103,19 @@ def train_model(split: Split, options: TrainOptions, *, seed: int = 0) -> tuple[
     genes = tuple(map(str, range(split.data.counts.shape[1])))
     noise = (options.noise_min, options.noise_max)
     return ExpressionModel(genes, tuple(split.types), networks, noise, split.data.profiles, {"seed": seed}), cost
+
+
+def write_model(model: ExpressionModel, folder: Path) -> None:
+    """Write a model to a folder."""
+    weights, document = pack_model(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "model.json").write_text(json.dumps(document))
+
+
+def read_model(folder: Path) -> ExpressionModel:
+    """Return the model in a folder."""
+    return unpack_model((folder / "weights.safetensors").read_bytes(), json.loads((folder / "model.json").read_text()))
 
 
 def spots_of(simulated: Any, split: Split) -> SpotCells:

@@ -6,6 +6,7 @@ types of other frequencies than the reference's, one to twelve cells a spot, and
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -21,7 +22,16 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.expression_accuracy import about
-from benchmarks.expression_data import SOURCES, Split, choose_for, load_scorer, split_source, spots_of, train_model
+from benchmarks.expression_data import (
+    SOURCES,
+    Split,
+    choose_for,
+    load_scorer,
+    read_model,
+    split_source,
+    spots_of,
+    train_model,
+)
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.estimators import estimate_all
 from spatialscope_dist.expression.model import ExpressionModel
@@ -48,23 +58,34 @@ class Case:
 
 def main() -> None:
     """Measure and write the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", type=Path, help="folder of `expression_accuracy --keep`: mop is not trained again")
+    models = parser.parse_args().models
     if "SPATIALSCOPE_DATA" not in os.environ:
         sys.exit("SPATIALSCOPE_DATA is not set: real data is not available")
     settle_torch()
     data = Path(os.environ["SPATIALSCOPE_DATA"])
     scorer = load_scorer(data)
-    results = about() | {"command": "python -m benchmarks.expression_robustness", "cases": []}
-    for part in (on_one_source, with_few_of_a_type, across_technologies):
-        for row in part(scorer, data):
+    command = " ".join(["python -m benchmarks.expression_robustness", *sys.argv[1:]])
+    results = about() | {"command": command, "cases": []}
+    kept = None if models is None else read_model(models / "mop")
+    for part in (
+        on_one_source(scorer, data, kept),
+        across_technologies(scorer, data),
+        with_few_of_a_type(scorer, data),
+    ):
+        for row in part:
             results["cases"].append(row)
             print(json.dumps(row), flush=True)
             (HERE / "results" / "expression_robustness.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def on_one_source(scorer: ModuleType, data: Path) -> Iterator[dict[str, Any]]:
+def on_one_source(scorer: ModuleType, data: Path, kept: ExpressionModel | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of mop: reference and spots of one data set."""
     split = split_source(scorer, SOURCES["mop"], data)
-    model, _ = train_model(split, TRAINING)
+    model = (
+        train_model(split, TRAINING)[0] if kept is None else replace(kept, networks={"counts": kept.networks["counts"]})
+    )
     for capture in CAPTURES:
         usual = scorer.simulate_spots(split.test, seed=1, capture=capture, spots_per_m=20, same_spots_per_m=20)
         evenly = one_per_type(split.test, at_most=10)
