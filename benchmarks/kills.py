@@ -30,6 +30,14 @@ WORKERS = 2
 _LOOK_S = 0.002
 _PATIENCE_S = 600
 _ENDED_BY_LOSS = 1
+# As deploy/kubernetes sets them for a scheduler that stands by itself; by default Dask keeps samples of the machine,
+# and of what every client that has left had asked for, for an hour.
+_STANDING = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "60",
+    "DASK_DISTRIBUTED__SCHEDULER__EVENTS_CLEANUP_DELAY": "1m",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 _TIMED = ("training",)  # curves hold seconds
 
 
@@ -107,11 +115,13 @@ def kill_once(kind: str, command: Command, expected: Undisturbed, *, seed: int, 
             assert process.stdout is not None
             process.stdout.read()
         codes.append(process.returncode)
+    units = _committed(command)  # all of the stage, by now; what is published is no unit of it
+    starts = Counter(note["unit"] for note in notes(log, "started") if note["unit"] in units)
     return Outcome(
         unit=begun["unit"],
         after_s=round(struck - begun["time"], 3),
-        in_flight=len(given - committed),
-        redone=sum(times - 1 for times in Counter(note["unit"] for note in notes(log, "started")).values()),
+        in_flight=len((given & units) - committed),
+        redone=sum(starts.values()) - len(starts),
         equal=output_hashes(command.output, command.stage) == expected.hashes,
         seconds=round(time.perf_counter() - start, 1),
         codes=codes,
@@ -139,7 +149,7 @@ class Attached:
 def attached(folder: Path, log: Path | None = None, *, workers: int = WORKERS) -> Iterator[Attached]:
     """Yield a running scheduler and its workers of one thread; they are ended with the block."""
     folder.mkdir(parents=True)
-    file, environment = folder / "scheduler.json", _noted(log)
+    file, environment = folder / "scheduler.json", {**_noted(log), **_STANDING}
     here = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
     started = [_dask("scheduler", here, environment)]
     try:
@@ -181,8 +191,10 @@ def _noted(log: Path | None) -> dict[str, str]:
 @contextlib.contextmanager
 def _started(command: Command, cluster: Attached | None, log: Path) -> Iterator[subprocess.Popen[str]]:
     line = [*command.line, *(["--scheduler", str(cluster.file)] if cluster else [])]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(line, env=_noted(log), **streams) as process:  # type: ignore[call-overload]
+    with (
+        log.with_name("stderr.txt").open("a") as said,
+        subprocess.Popen(line, env=_noted(log), stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
         try:
             yield process
         finally:

@@ -141,6 +141,8 @@ def _attach(scheduler: str, security: Security) -> Client:
     from distributed import Client
     from distributed.versions import VersionMismatchWarning
 
+    # A scheduler that is lost later is said in words of our own, without Dask's traceback before them.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         address = _address(scheduler)
         require_certificates(address, security)

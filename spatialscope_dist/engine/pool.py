@@ -187,7 +187,7 @@ def _outcome(future: Future) -> Measured | str:
             result: Measured = future.result()
             return result
         error = future.exception()
-    except CancelledError as lost:  # the connection went just now
+    except (CancelledError, OSError) as lost:  # the connection went while the result was fetched
         raise ClusterLost(SCHEDULER_LOST) from lost
     if error is None:  # all futures are cancelled once the scheduler does not answer
         raise ClusterLost(SCHEDULER_LOST)
