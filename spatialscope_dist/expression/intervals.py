@@ -2,8 +2,9 @@
 
 A draw shares the measured counts out among the cells of a spot by a multinomial split, in proportion to expected
 expression and a Gamma variate around it, and adds a Poisson count of what was not captured. Quantiles of continuous
-replicates would be far too narrow. Entry by entry of a micro-batch, so no draws are kept; every draw is keyed by
-(spot, gene, estimator) and does not depend on the spots beside it.
+replicates would be far too narrow. Where a spot has no counts of a gene nothing is shared out, and the quantile is
+that of the distribution itself. Entry by entry of a micro-batch, so no draws are kept; every draw is keyed by (spot,
+gene, estimator) and does not depend on the spots beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from spatialscope_dist.expression.keyed_counts import STREAM_WORDS, compiled_dra
 Float = NDArray[np.float32]
 
 UNTIED, FILLED, SCALED = 0, 1, 2
-_SMALL_MEAN, _LARGEST = 10.0, 1e9
+_SMALL_MEAN, _LARGEST, _MOST_STEPS = 10.0, 1e9, 50.0
 _STREAMS = 1 << 30  # as the number of a sweep: apart from the streams of the sweeps
 
 
@@ -114,7 +115,7 @@ def quantiles(spreads: Sequence[Spread], spots: SpotCells, *, levels: Sequence[f
     ranks = np.array([math.floor(q * (total + 1)) if q < 0.5 else math.ceil(q * (total + 1)) for q in levels], np.int64)
     out = np.zeros((len(levels), len(spots.types), batch.counts.shape[1]), np.float32)
     if len(spots.types) and len(levels):
-        _quantile_kernel()(batch, pool, n_draws, np.clip(ranks, 1, total) - 1, max(levels), out)
+        _quantile_kernel()(batch, pool, n_draws, np.clip(ranks, 1, total) - 1, np.array(levels), out)
     return out
 
 
@@ -129,18 +130,18 @@ def draw(spreads: Sequence[Spread], spots: SpotCells, *, n_draws: int) -> Float:
 
 @functools.cache
 def _quantile_kernel() -> Any:
-    """Return the compiled loop that fills quantiles: spots, pool, draws, ranks, highest level, out."""
+    """Return the compiled loop that fills quantiles: spots, pool, draws, ranks, levels, out."""
     import numba
 
-    draw_entry, always_zero = _draw_entry(), _always_zero()
+    draw_entry, fill_unseen = _draw_entry(), _fill_unseen()
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def fill(spots: Any, pool: Any, n_draws: Any, ranks: Any, highest: Any, out: Any) -> None:
+    def fill(spots: Any, pool: Any, n_draws: Any, ranks: Any, levels: Any, out: Any) -> None:
         values = np.empty((np.diff(spots.first).max(), n_draws * len(pool.ties)), np.float32)
         for spot in range(len(spots.keys)):
             low, high = spots.first[spot], spots.first[spot + 1]
             for gene in range(spots.counts.shape[1]):
-                if always_zero(spots, pool, spot, gene, highest):
+                if fill_unseen(spots, pool, spot, gene, levels, out):
                     continue
                 draw_entry(spots, pool, spot, gene, n_draws, values)
                 for cell in range(low, high):
@@ -172,35 +173,61 @@ def _draw_kernel() -> Any:
     return fill
 
 
-def _always_zero() -> Any:
+def _chances() -> tuple[Any, Any]:
+    """Return compiled chances of counts not captured of a cell, component by component: of 0, and of one more."""
     import numba
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def chance_of_zero(pool: Any, part: Any, cell: Any, gene: Any, rest: Any) -> Any:
-        first, last = pool.starts[part], pool.starts[part + 1]
-        chance = 0.0
-        for at in range(first, last):
-            mean, shape = rest * pool.rate[at, cell, gene], pool.shape[at, cell, gene]
-            chance += math.exp(-mean) if shape == 0.0 else (1.0 + mean / shape) ** -shape
-        return chance / (last - first)
+    def begin(spots: Any, pool: Any, cell: Any, gene: Any, terms: Any, means: Any) -> None:
+        """Fill mean and weighted chance of 0 of every component of what was not captured of a cell."""
+        for part in range(len(pool.ties)):
+            first, last = pool.starts[part], pool.starts[part + 1]
+            rest = 1.0 if pool.ties[part] == UNTIED else spots.missing[gene]
+            if pool.ties[part] == SCALED and spots.exposure[gene] > 0.0:
+                rest = 0.0
+            for at in range(first, last):
+                mean, shape = rest * pool.rate[at, cell, gene], pool.shape[at, cell, gene]
+                chance = math.exp(-mean) if shape == 0.0 else (1.0 + mean / shape) ** -shape
+                means[at], terms[at] = mean, chance / ((last - first) * len(pool.ties))
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def always_zero(spots: Any, pool: Any, spot: Any, gene: Any, highest: Any) -> bool:
-        """Return whether no cell of the spot has the gene up to the highest level."""
+    def step(pool: Any, cell: Any, gene: Any, terms: Any, means: Any, k: Any) -> Any:
+        """Bring the terms from the chance of k - 1 to that of k, and return their sum."""
+        total = 0.0
+        for at in range(len(terms)):
+            shape = np.float64(pool.shape[at, cell, gene])
+            odds = means[at] if shape == 0.0 else means[at] / (shape + means[at]) * (k - 1 + shape)
+            terms[at] *= odds / k
+            total += terms[at]
+        return total
+
+    return begin, step
+
+
+def _fill_unseen() -> Any:
+    import numba
+
+    begin, step = _chances()
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def fill_unseen(spots: Any, pool: Any, spot: Any, gene: Any, levels: Any, out: Any) -> bool:
+        """Fill the quantiles of a gene that the spot has no counts of; False when it has, or has too many to step."""
         if spots.counts[spot, gene] > 0:
             return False
+        terms, means = np.empty(len(pool.rate)), np.empty(len(pool.rate))
         for cell in range(spots.first[spot], spots.first[spot + 1]):
-            chance = 0.0
-            for part in range(len(pool.ties)):
-                rest = 1.0 if pool.ties[part] == UNTIED else spots.missing[gene]
-                if pool.ties[part] == SCALED and spots.exposure[gene] > 0.0:
-                    rest = 0.0
-                chance += chance_of_zero(pool, part, cell, gene, rest)
-            if chance < highest * len(pool.ties):
+            begin(spots, pool, cell, gene, terms, means)
+            if means.max() > _MOST_STEPS:
                 return False
+            k, reached, highest = 0, terms.sum(), levels.max()
+            while reached < highest:
+                for level in range(len(levels)):
+                    out[level, cell, gene] += reached < levels[level]
+                k += 1
+                reached += step(pool, cell, gene, terms, means, k)
         return True
 
-    return always_zero
+    return fill_unseen
 
 
 def _count_around() -> tuple[Any, Any]:

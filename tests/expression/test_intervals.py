@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import nbinom, poisson
 
 from spatialscope_dist.expression.allocation import SpotCells, sum_cells
 from spatialscope_dist.expression.baselines import BASELINES, baseline_spread
@@ -42,9 +43,24 @@ def test_quantiles__are_order_statistics_of_the_draws(spots, reference, exposure
     draws = np.sort(draw(spreads, partly, n_draws=30), axis=0)
     found = quantiles(spreads, partly, levels=LEVELS, n_draws=30)
     wanted = draws[[2, 30, 57]]  # of 60 draws: floor(.05 * 61) = 3rd, ceil(.5 * 61) = 31st, ceil(.95 * 61) = 58th
-    zero = (found == 0).all(axis=0)  # where zero is certain enough nothing is drawn
-    assert np.array_equal(found[:, ~zero], wanted[:, ~zero])
-    assert wanted[2][zero].mean() < 0.05
+    counted = (partly.measured > 0)[partly.spot]
+    assert np.array_equal(found[:, counted], wanted[:, counted])
+
+
+def test_quantiles__of_genes_without_counts_are_those_of_the_distribution(spots, reference):
+    hidden = replace(spots, exposure=np.r_[np.zeros(20), np.full(17, 0.4)].astype(np.float32))
+    spreads = [baseline_spread(hidden, reference.profiles, name=name) for name in ("type_mean", "sized")]
+    found = quantiles(spreads, hidden, levels=LEVELS, n_draws=30)
+    small = np.maximum(spreads[0].rate[0], spreads[1].rate[0])[:, :20] < 50  # beyond, quantiles are drawn
+    spot_of_small = np.array([small[hidden.spot == spot].all(axis=0) for spot in hidden.spot])
+    for cell, gene in np.argwhere(spot_of_small)[::37]:
+        (mean, shape), rate = (
+            (part[0, cell, gene].astype(float) for part in spreads[0][:2]),
+            spreads[1].rate[0, cell, gene],
+        )
+        k = np.arange(400)
+        wanted = (nbinom.cdf(k, shape, shape / (shape + mean)) + poisson.cdf(k, float(rate))) / 2
+        assert found[:, cell, gene].tolist() == [int(np.argmax(wanted >= level)) for level in LEVELS]
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
