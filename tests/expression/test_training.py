@@ -116,3 +116,21 @@ def test_unpack_state__round_trip(reference):
     assert describe_state(again) == describe_state(state)
     assert again.train_loss == state.train_loss
     assert all(np.array_equal(again.first_moment[name], values) for name, values in state.first_moment.items())
+
+
+@pytest.mark.parametrize("name", ["counts", "score"])
+def test_fit__a_gradient_that_is_no_number_reaches_no_checkpoint(reference, name):
+    """The loss may still be a number when its gradient no longer is: weights that follow it can never recover."""
+    saved, options = [], OPTIONS.model_copy(update={"checkpoint_every_steps": 1})
+
+    def broken_at_step_three(shards, gradients):
+        if len(saved) == 3:
+            gradients[1][7] = np.nan
+        return gradients
+
+    hooks, share = Hooks(checkpoint=saved.append), Share(range(N_SHARDS), broken_at_step_three)
+    with pytest.raises(StageFailed, match=r"gradient became nan at step 3 .*last checkpoint is kept"):
+        train(reference.data(), options, name=name, hooks=hooks, share=share)
+    assert [state.step for state in saved] == [1, 2, 3]
+    assert all(np.isfinite(values).all() for values in saved[-1].parameters.values())
+    assert train(reference.data(), options, name=name, state=saved[-1]).step == 40

@@ -104,3 +104,21 @@ def _workers(pool: Pool) -> list[int]:
     """Return the process ids of the workers."""
     with pool.workers.borrowed("torch", gpu=True) as client:
         return list(client.run(os.getpid).values())
+
+
+def train_alone(folders: Small, output: Path, options: TrainOptions) -> None:
+    train.train_model(reference=folders.reference, output=output, options=options, seed=0)
+
+
+def test_train_model__killed_and_started_again_gives_the_same_bytes(small, tmp_path):  # noqa: F811
+    job = multiprocessing.get_context("spawn").Process(target=train_alone, args=(small, tmp_path / "killed", LONGER))
+    job.start()
+    wait_for(tmp_path / "killed" / "checkpoint_counts.json")
+    job.kill()
+    job.join(30)
+    assert job.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.json").exists()
+    for name in ("killed", "whole"):
+        train_alone(small, tmp_path / name, LONGER)
+    for name in ("weights.safetensors", "model.json", "checkpoint_counts.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
