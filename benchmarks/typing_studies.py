@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -163,8 +164,9 @@ def save_result(name: str, command: str, result: dict[str, Any]) -> None:
     shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     about = {
         "command": f"python -m benchmarks.{command}",
+        "date": date.today().isoformat(),
         "commit": shown.stdout.strip(),
-        "cores": len(os.sched_getaffinity(0)),
+        "machine": f"{len(os.sched_getaffinity(0))} shared cores",
         "load_average": [round(load, 1) for load in os.getloadavg()],
     }
     (here / "results" / f"{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
