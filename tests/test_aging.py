@@ -32,16 +32,17 @@ def test_status__option_and_what_depends_on_it(finished: Finished) -> None:
     assert set(found) == {"decompose", "interact", "report"}
 
 
-def test_status__inputs_that_were_written_anew_are_not_read(finished: Finished, tmp_path: Path) -> None:
-    output = tmp_path / "copy"
-    shutil.copytree(finished.output, output)
+def test_status__of_inputs_that_were_moved_and_one_that_changed(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.study.parent, tmp_path / "input")
-    remembered = sorted((output / "ledger" / "files").iterdir())
-    found = aged(tmp_path / "input", output)
-    for name in ("files.image", "files.counts.h5ad"):
-        assert f"{name} was written anew" in found["ingest"]["demo"]
+    with (tmp_path / "input" / "pairs.csv").open("a") as pairs:
+        pairs.write("gene_1,gene_2\n")
+    remembered = sorted((finished.output / "ledger" / "files").iterdir())
+    found = aged(tmp_path / "input", finished.output)
+    assert "files" not in found["ingest"]["demo"]
+    assert found["ingest"]["demo"].startswith("image was ")
     assert found["segment"] == {"demo": "made from ingest of demo"}
-    assert sorted((output / "ledger" / "files").iterdir()) == remembered
+    assert "pairs changed" in found["interact"]["study"]
+    assert sorted((finished.output / "ledger" / "files").iterdir()) == remembered
 
 
 def test_status__of_inputs_that_are_gone(finished: Finished, tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def test_run__tells_nobody_its_credentials_and_fetches_no_image(remote: Remote, 
 def test_run__changed_option_reruns_what_status_foretells(remote: Remote) -> None:
     changed = {**DIVIDED, "interact.n_permutations": 60}
     foretold = {stage: row["aged"] for stage, row in remote.status(changed).items() if row["aged"]}
-    assert foretold["interact"] == {"study": "options.n_permutations was 50, is 60"}
+    before = small_study.QUICK["interact.n_permutations"]
+    assert foretold["interact"] == {"study": f"options.n_permutations was {before}, is 60"}
     events = small_study.run(located(remote.study), located(remote.output), *WORKERS, settings=changed)
     assert [event["stage"] for event in events if event["event"] == "committed"] == ["interact", "report"]
     assert set(foretold) == {"interact", "report"}

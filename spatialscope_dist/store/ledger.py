@@ -14,6 +14,7 @@ from spatialscope_dist.store.documents import read_json, read_json_folder, remov
 
 UNREAD = "not read since it was written"
 _BLOCK = 1 << 22
+_AT_A_GLANCE = 1 << 26  # bytes of a file that is hashed in a fraction of a second
 
 
 def content_key(stage: str, version: int, inputs: dict[str, Any]) -> str:
@@ -59,7 +60,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Entries by stage and item under one folder; one that only looks reads no input to hash it."""
+    """Entries by stage and item under one folder; one that only looks writes nothing and reads no slide."""
 
     root: Path
     only_looks: bool = False
@@ -134,8 +135,8 @@ class Ledger:
         """Return what identifies the content of a file or folder of files.
 
         Files of this machine are hashed once, and remembered while place, size, time and inode stay the same. Of an
-        object the store's own tag is taken, so that nobody has to read it; what has none is hashed as well. `UNREAD`
-        is returned for what would have to be read by a ledger that only looks.
+        object the store's own tag is taken, so that nobody has to read it; what has none is hashed as well. A ledger
+        that only looks writes nothing, and returns `UNREAD` rather than read a large file.
         """
         digest = hashlib.sha256()
         for file in files_below(path):
@@ -150,13 +151,14 @@ class Ledger:
         memory = self.root / "files" / f"{mark}.json"
         if memory.exists():
             return str(read_json(memory))
-        if self.only_looks:
+        if self.only_looks and file.stat().st_size > _AT_A_GLANCE:
             return UNREAD
         digest = hashlib.sha256()
         with file.open("rb") as handle:
             while block := handle.read(_BLOCK):
                 digest.update(block)
-        write_json(memory, digest.hexdigest())
+        if not self.only_looks:
+            write_json(memory, digest.hexdigest())
         return digest.hexdigest()
 
     def _path(self, stage: str, item: str) -> Path:

@@ -95,15 +95,18 @@ def test_held__second_run_is_refused_until_the_first_ends(tmp_path: Path) -> Non
         pass
 
 
-def test_file_hash__ledger_that_only_looks_reads_nothing(tmp_path: Path) -> None:
-    slide = tmp_path / "slide.tif"
+def test_file_hash__ledger_that_only_looks_reads_no_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spatialscope_dist.store.ledger._AT_A_GLANCE", 3)
+    slide, small, root = tmp_path / "slide.tif", tmp_path / "pairs.csv", tmp_path / "ledger"
     slide.write_bytes(b"pixels")
-    root = tmp_path / "ledger"
+    small.write_bytes(b"a,b")
     looking = Ledger(root, only_looks=True)
     assert looking.file_hash(slide) == UNREAD
+    seen = looking.file_hash(small)
     assert not root.exists()
     known = Ledger(root).file_hash(slide)
     assert looking.file_hash(slide) == known
+    assert Ledger(root).file_hash(small) == seen
     os.utime(slide, (1, 1))
     assert looking.file_hash(slide) == UNREAD
     assert Ledger(root).file_hash(slide) == known
