@@ -97,6 +97,24 @@ def test_align_chains__undoes_swaps_of_exchangeable_cells_only(spots, rates):
     assert np.array_equal(align_chains(np.stack([rates, swapped]), different)[1], np.arange(len(rates)))
 
 
+def test_align_chains__agree_although_chain_0_says_nothing(spots):
+    pair = replace(
+        spots.part(0, 1),
+        first=np.array([0, 2]),
+        types=np.zeros(2, np.int64),
+        counts=spots.counts[:1],
+        keys=spots.keys[:1],
+    )
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        cells = random.gamma(1, 1, (2, 37))
+        swapped = random.random(7) < 0.5
+        clear = np.stack([cells[::-1] if swap else cells for swap in swapped]) + random.normal(0, 0.1, (7, 2, 37))
+        blurred = cells.mean(axis=0) + random.normal(0, 0.1, (1, 2, 37))
+        order = align_chains(np.concatenate([blurred, clear]).astype(np.float32), pair)[1:]
+        assert len(np.unique(np.where(swapped, order[:, 1], order[:, 0]))) == 1
+
+
 def test_combine_chains__total_variance(spots):
     different = replace(spots, types=np.arange(len(spots.types)))
     random = np.random.default_rng(0)
