@@ -109,7 +109,7 @@ def test_align_chains__agree_although_chain_0_says_nothing(spots):
         random = np.random.default_rng(seed)
         cells = random.gamma(1, 1, (2, 37))
         swapped = random.random(7) < 0.5
-        clear = np.stack([cells[::-1] if swap else cells for swap in swapped]) + random.normal(0, 0.1, (7, 2, 37))
+        clear = np.stack([cells[::-1] if swap else cells for swap in swapped]) + random.normal(0, 0.5, (7, 2, 37))
         blurred = cells.mean(axis=0) + random.normal(0, 0.1, (1, 2, 37))
         order = align_chains(np.concatenate([blurred, clear]).astype(np.float32), pair)[1:]
         assert len(np.unique(np.where(swapped, order[:, 1], order[:, 0]))) == 1
