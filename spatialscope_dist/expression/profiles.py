@@ -76,7 +76,9 @@ def split_cells(types: NDArray[np.integer], *, share: float, seed: int) -> tuple
         n_out = max(0, min(round(share * len(rows)), len(rows) - 2))
         out.append(generator(seed, "held_out", int(kind)).permutation(rows)[:n_out])
     held_out = np.sort(np.concatenate(out)) if out else np.empty(0, np.intp)
-    return np.setdiff1d(np.arange(len(types)), held_out), held_out
+    kept = np.ones(len(types), bool)
+    kept[held_out] = False
+    return np.flatnonzero(kept), held_out
 
 
 def reference_profiles(

@@ -190,9 +190,7 @@ def _training_data(
     from spatialscope_dist.expression.objectives import TrainingData
     from spatialscope_dist.expression.profiles import reference_profiles, split_cells
 
-    place = {name: number for number, name in enumerate(types)}
-    names = read_frame(reference / "cells.parquet", columns=["cell_type"])["cell_type"]
-    codes = np.array([place[str(name)] for name in names], np.int64)
+    codes = _type_codes(reference, types)
     table = open_counts(reference / "reference.zarr")
     columns: NDArray[np.int64] = positions_in(table.genes, genes)
     with TemporaryDirectory() as folder:
@@ -204,6 +202,13 @@ def _training_data(
             yield TrainingData(counts, codes, train, held_out, profiles)
         finally:
             counts.close()
+
+
+def _type_codes(reference: Path, types: list[str]) -> NDArray[np.int32]:
+    """Return the index of each reference cell's type, (cells,); their names are let go of."""
+    place = {name: number for number, name in enumerate(types)}
+    names = read_frame(reference / "cells.parquet", columns=["cell_type"])["cell_type"]
+    return np.fromiter((place[str(name)] for name in names), np.int32, len(names))
 
 
 @dataclass(frozen=True)
