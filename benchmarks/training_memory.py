@@ -1,7 +1,7 @@
 """Peak memory and cost of the stage `train` on references of growing size, 2,000 genes of which 5 % are stored.
 
 `python -m benchmarks.training_memory [CELLS …]`: each size in a process of its own, few steps, since a step's memory
-does not depend on the number of cells.
+does not depend on the number of cells. Sizes measured before are kept.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spatialscope_dist.store.documents import write_json
 from spatialscope_dist.store.frames import write_frame
 
 HERE = Path(__file__).parent
+FILE = HERE / "results" / "training_memory.json"
 GENES, STORED, TYPES, BLOCK = 2000, 100, 30, 10_000
 OPTIONS = TrainOptions(max_steps=20, score_steps=20, check_every_steps=20, checkpoint_every_steps=20)
 
@@ -36,10 +37,12 @@ OPTIONS = TrainOptions(max_steps=20, score_steps=20, check_every_steps=20, check
 def main() -> None:
     """Measure and write results/training_memory.json."""
     sizes = [int(size) for size in sys.argv[1:]] or [50_000, 200_000, 800_000]
-    rows = []
+    before = json.loads(FILE.read_text())["sizes"] if FILE.exists() else []
+    rows = [row for row in before if row["cells"] not in sizes]
     for n_cells in sizes:
         rows.append(in_new_process(n_cells))
         print(rows[-1], flush=True)
+    rows.sort(key=lambda row: int(row["cells"]))
     shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     slope = np.polyfit([row["cells"] for row in rows], [row["peak_bytes"] for row in rows], 1)
     results = {
@@ -51,7 +54,7 @@ def main() -> None:
         "bytes_per_cell": round(float(slope[0])),
         "extrapolated_not_measured": {"cells": 5_000_000, "peak_bytes": round(float(np.polyval(slope, 5e6)))},
     }
-    (HERE / "results" / "training_memory.json").write_text(json.dumps(results, indent=1) + "\n")
+    FILE.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def in_new_process(n_cells: int) -> dict[str, Any]:
