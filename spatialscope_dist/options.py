@@ -232,7 +232,7 @@ class DecomposeOptions(StageOptions):
         20, ge=10, description="integer draws a quantile comes from, of each estimator in a blend"
     )
     calibration_spots: int = Field(
-        120, ge=10, description="spots simulated from held-out reference cells to choose the estimator"
+        240, ge=10, description="spots simulated from held-out reference cells to choose the estimator"
     )
 
     @model_validator(mode="after")
