@@ -33,7 +33,7 @@ from spatialscope_dist.options import DecomposeOptions, TrainOptions
 FILE = Path(__file__).parent / "results" / "expression_langevin.json"
 AUTHORS = {"evaluations": 3483, "mac_per_evaluation": 5.49e9, "genes": 2195}
 PAPER = DecomposeOptions(estimator="score", sampler="langevin")
-REDUCED_UNET = TrainOptions(networks=("score",), score_network="unet", unet_channels=8, score_steps=300)
+REDUCED_UNET = TrainOptions(networks=("score",), score_network="unet", unet_channels=8, score_steps=200)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ SETTINGS = {
         "score", PAPER.model_copy(update={"langevin_levels": 58, "langevin_clip": False}), (1.0,)
     ),
     "U-Net, fast": Setting("score", unet=True),
-    "U-Net, Algorithm 1, L=58": Setting("score", PAPER.model_copy(update={"langevin_levels": 58}), (1.0,), unet=True),
 }
 
 
