@@ -6,8 +6,8 @@ plain dictionary of arrays: what is trained, averaged, saved and loaded is the s
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
