@@ -16,10 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.kills import Command, Undisturbed, held, kill_once, output_hashes
 from tests import small_study
 from tests.conftest import Finished
 
-MANY_UNITS = {"segment.tile": 512, "decompose.rows_per_shard": 16}
+MANY_UNITS = {"segment.tile": 512, "identify.batch_spots": 4, "decompose.rows_per_shard": 16}
 
 
 def until(stage: str) -> list[str]:
@@ -80,12 +81,25 @@ def test_run__worker_killed_mid_stage_changes_nothing(finished: Finished, tmp_pa
     assert results_of(output, stage) == results_of(finished.output, stage)
 
 
+@pytest.mark.parametrize(("stage", "kind", "seed"), [("identify", "scheduler", 1), ("interact", "worker", 0)])
+def test_run__killed_redoes_at_most_what_was_in_flight(
+    finished: Finished, tmp_path: Path, stage: str, kind: str, seed: int
+) -> None:
+    output = without(finished, tmp_path / "out", stage)
+    line = small_study.command(finished.study, output, *until(stage), settings=MANY_UNITS)
+    units = {"identify": 10, "interact": 2}[stage]  # one of the first so many, and at once
+    expected = Undisturbed(dict.fromkeys(map(str, range(units)), 0.0), output_hashes(finished.output, stage))
+    outcome = kill_once(kind, Command(line, output, stage), expected, seed=seed, folder=tmp_path)
+    assert held(kind, outcome), outcome
+
+
 @pytest.mark.parametrize(("stage", "how"), [("segment", signal.SIGINT), ("decompose", signal.SIGKILL)])
 def test_run__stopped_then_resumed(finished: Finished, tmp_path: Path, stage: str, how: signal.Signals) -> None:
     output = before(stage, finished, tmp_path)
     with started(finished.study, output, stage) as (process, events):
         wait_for_unit(events, stage)
         children = psutil.Process(process.pid).children(recursive=True)
+        assert_status_shows_progress(finished.study, output, stage, process)
         process.send_signal(how)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert not psutil.wait_procs(children, timeout=90)[1], "workers outlive the run"
@@ -93,6 +107,39 @@ def test_run__stopped_then_resumed(finished: Finished, tmp_path: Path, stage: st
     (committed,) = [event for event in events if event["event"] == "committed" and event["stage"] == stage]
     assert committed["units_resumed"] >= 1
     assert results_of(output, stage) == results_of(finished.output, stage)
+
+
+def assert_status_shows_progress(study: Path, output: Path, stage: str, process: subprocess.Popen[str]) -> None:
+    """Ask for the status of a run that is held still meanwhile, so that only the question could change a file."""
+    command = [small_study.COMMAND, "status", str(study), "--output", str(output), "--json"]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        before = {path: path.stat().st_mtime_ns for path in (output / "ledger").rglob("*")}
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        after = {path: path.stat().st_mtime_ns for path in (output / "ledger").rglob("*")}
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert after == before
+    row = json.loads(answer.stdout)["stages"][stage]
+    assert row["waiting"] == ["demo"]
+    assert 1 <= row["units_committed"] == row["done"]
+
+
+def test_run__disk_that_is_full_fails_in_words_and_is_resumed(finished: Finished, tmp_path: Path) -> None:
+    output = without(finished, tmp_path / "out", "decompose")
+    command = small_study.command(finished.study, output, *until("decompose"), settings=MANY_UNITS)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        wait_for_unit(map(json.loads, process.stdout), "decompose")
+        for one in (driver := psutil.Process(process.pid), *driver.children(recursive=True)):
+            one.rlimit(psutil.RLIMIT_FSIZE, (1024, -1))  # no file may grow beyond it: errors as of a full disk
+        text = process.communicate(timeout=300)[1]
+    assert process.returncode == 1
+    assert "File too large" in text
+    assert "run again" in text
+    assert "Traceback" not in text
+    small_study.run(finished.study, output, *until("decompose"), settings=MANY_UNITS)
+    assert results_of(output, "decompose") == results_of(finished.output, "decompose")
 
 
 def test_run__training_resumes_from_its_checkpoint(finished: Finished, tmp_path: Path) -> None:
