@@ -172,6 +172,7 @@ def test_run__tells_nobody_its_credentials_and_fetches_no_image(remote: Remote, 
     assert not fetched & {".tif", ".tiff"}
 
 
+@pytest.mark.slow
 def test_run__changed_option_reruns_what_status_foretells(remote: Remote) -> None:
     changed = {**DIVIDED, "interact.n_permutations": 60}
     foretold = {stage: row["aged"] for stage, row in remote.status(changed).items() if row["aged"]}

@@ -65,7 +65,7 @@ def results_of(output: Path, stage: str) -> dict[str, str]:
     return {name: small_study.hashes(output)["demo"][name] for name in names}
 
 
-@pytest.mark.parametrize("stage", ["segment", "decompose"])
+@pytest.mark.parametrize("stage", ["segment", pytest.param("decompose", marks=pytest.mark.slow)])
 def test_run__worker_killed_mid_stage_changes_nothing(finished: Finished, tmp_path: Path, stage: str) -> None:
     output = before(stage, finished, tmp_path)
     with started(finished.study, output, stage) as (process, events):
