@@ -24,20 +24,13 @@ from typing import Any
 import psutil
 
 from benchmarks import executions
+from spatialscope_dist.engine import environment
 
 KINDS = ("worker", "scheduler", "driver")
 WORKERS = 2
 _LOOK_S = 0.002
 _PATIENCE_S = 600
 _ENDED_BY_LOSS = 1
-# As deploy/kubernetes sets them for a scheduler that stands by itself; by default Dask keeps samples of the machine,
-# and of what every client that has left had asked for, for an hour.
-_STANDING = {
-    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "60",
-    "DASK_DISTRIBUTED__SCHEDULER__EVENTS_CLEANUP_DELAY": "1m",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
 _TIMED = ("training",)  # curves hold seconds
 
 
@@ -149,15 +142,15 @@ class Attached:
 def attached(folder: Path, log: Path | None = None, *, workers: int = WORKERS) -> Iterator[Attached]:
     """Yield a running scheduler and its workers of one thread; they are ended with the block."""
     folder.mkdir(parents=True)
-    file, environment = folder / "scheduler.json", {**_noted(log), **_STANDING}
+    file, settings = folder / "scheduler.json", {**_noted(log), **environment.of_standing_cluster()}
     here = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-    started = [_dask("scheduler", here, environment)]
+    started = [_dask("scheduler", here, settings)]
     try:
         _wait(lambda: file.exists() and file.read_text().rstrip().endswith("}"), started[0])
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
         for number in range(workers):
             line = ["--scheduler-file", str(file), "--name", str(number), "--memory-limit", "3GiB", *options]
-            started.append(_dask("worker", line, environment))
+            started.append(_dask("worker", line, settings))
         yield Attached(file, started[0], started[1:])
     finally:
         for process in reversed(started):
@@ -181,7 +174,7 @@ def _dask(program: str, options: list[str], environment: dict[str, str]) -> subp
 
 
 def _noted(log: Path | None) -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    threads = environment.of_worker()
     if log is None:
         return {**os.environ, **threads}
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([executions.__file__]), executions.FILE: str(log)}

@@ -5,8 +5,8 @@
 A small simulated study goes from raw input to report, into a new folder each time, on one attached scheduler with one
 worker of one thread; the driver is this process, which calls what `spatialscope run` calls. After every run, resident
 memory, open files and threads of the three processes are noted. The slope is Theil and Sen's (the median of the slopes
-between all pairs of runs) over the second half of the runs: caches fill in the first. The scheduler is set up as
-deploy/kubernetes does: it forgets what a run had asked for a minute after the run has left, not an hour.
+between all pairs of runs) over the second half of the runs: caches fill in the first. Scheduler and worker have the
+settings `spatialscope_dist.engine.environment` prints for those that stand by themselves.
 """
 
 from __future__ import annotations

@@ -15,20 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 from dask_jobqueue import SLURMCluster
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
-}
+from spatialscope_dist.engine import environment
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class WorkerJob:
             "death_timeout": 600,
             "job_extra_directives": ["--gpus=1"] if self.gpu else [],
             "worker_extra_args": [*arguments, *(["--resources", "GPU=1"] if self.gpu else [])],
-            "job_script_prologue": [f"export {name}={value}" for name, value in ENVIRONMENT.items()],
+            "job_script_prologue": environment.exported(),
         }
 
 
@@ -65,6 +55,7 @@ def open_cluster(job: WorkerJob, scheduler_file: Path, *, interface: str | None 
     scheduler = {"scheduler_file": str(scheduler_file), "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     if interface is not None:
         scheduler["interface"] = interface
+    dask.config.set(environment.DASK)
     before = os.umask(0o077)
     try:
         return SLURMCluster(**job.options(), interface=interface, scheduler_options=scheduler)

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialscope_dist.engine import environment
 from spatialscope_dist.engine.encryption import (
     Certificates,
     require_certificates,
@@ -28,20 +29,6 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 _CONNECT_TIMEOUT_S = 15
 _CLOSE_TIMEOUT_S = 60
-_DASK = {
-    "distributed.scheduler.allowed-failures": 3,
-    "distributed.scheduler.worker-ttl": "15m",
-    "distributed.scheduler.no-workers-timeout": "15m",
-    "distributed.worker.multiprocessing-method": "spawn",
-    "distributed.admin.large-graph-warning-threshold": "100MB",
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    # Samples of what runs and of the machine are kept for every second of an hour: memory that grows with time.
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.system-monitor.log-length": 60,
-    # A worker that is started anew on a busy machine takes longer than the 15 s after which it would be given up.
-    "distributed.deploy.lost-worker-timeout": "15m",
-}
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ def open_client(settings: ClusterSettings, *, gpu: bool = False) -> Client:
     """
     import dask
 
-    dask.config.set(_DASK)
+    dask.config.set(environment.DASK)
     if settings.scheduler is None:
         return _local(settings, gpu=gpu)
     return _attach(settings.scheduler, security_of(settings.certificates))
@@ -193,7 +180,7 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
             "silence_logs": logging.ERROR,
             # Those that a site or its operator has configured stay.
             "preload": [f"{__package__}.interrupts", *dask.config.get("distributed.worker.preload")],
-            "env": _environment(shown.get(number, "") if devices else None),
+            "env": environment.of_worker(shown.get(number, "") if devices else None),
             **secured,
         }
         if gpus:
@@ -203,23 +190,6 @@ def _local(settings: ClusterSettings, *, gpu: bool) -> Client:
     here = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", **secured}
     scheduler = {"cls": Scheduler, "options": here}
     return Client(SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=logging.ERROR))
-
-
-def _environment(gpu: str | None) -> dict[str, str]:
-    """Return the environment of a worker that is to see one GPU, none when it is empty, or whatever there is."""
-    threads = dict.fromkeys(
-        (
-            "OMP_NUM_THREADS",
-            "MKL_NUM_THREADS",
-            "OPENBLAS_NUM_THREADS",
-            "NUMBA_NUM_THREADS",
-            "TF_NUM_INTRAOP_THREADS",
-            "TF_NUM_INTEROP_THREADS",
-        ),
-        "1",
-    )
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    return {**threads, **quiet, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
 
 
 def _bytes(text: str) -> int:

@@ -18,7 +18,7 @@ from dask.config import collect_env
 from dask.utils import parse_bytes
 from distributed import config as distributed_config  # noqa: F401  # registers the names of its settings
 
-from spatialscope_dist.engine import cluster as engine_cluster
+from spatialscope_dist.engine import environment
 from tests.deploy.kubernetes_schemas import Object, problems_of
 
 ROOT = Path(__file__).parents[2]
@@ -235,7 +235,8 @@ def test_environment__is_that_of_workers_of_our_own__and_known_to_dask() -> None
     import dask
 
     given = one("ConfigMap", "spatialscope-environment", written())["data"]
-    assert {name: given.get(name) for name in engine_cluster._environment(None)} == engine_cluster._environment(None)
+    own = {**environment.of_standing_cluster(), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10"}
+    assert {name: given.get(name) for name in own} == own
     assert given["SPATIALSCOPE_CACHE"].startswith("/tmp/")
     limits = {PODS[name]["volumes"][0]["emptyDir"]["sizeLimit"] for name in ("DaskJob-driver", *WORKERS)}
     assert limits == {f"{2 * int(given['SPATIALSCOPE_CACHE_GIB'])}Gi"}

@@ -16,8 +16,9 @@ from types import ModuleType
 import pytest
 from dask.utils import parse_bytes
 
+from spatialscope_dist.engine import environment
 from spatialscope_dist.engine.cluster import ClusterSettings as Settings
-from spatialscope_dist.engine.cluster import _environment, close_client, open_client
+from spatialscope_dist.engine.cluster import close_client, open_client
 from tests import small_study
 
 SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
@@ -53,8 +54,7 @@ def test_job_script__asks_for_what_the_worker_offers(workers: ModuleType, tmp_pa
     assert "--nthreads 1" in script
     assert ("#SBATCH --gpus=1" in script, "--resources GPU=1" in script) == (gpu, gpu)
     exported = dict(re.findall(r"^export (\w+)=(.*)$", script, flags=re.M))
-    own = {name: value for name, value in _environment(None).items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    assert {name: exported.get(name) for name in own} == own
+    assert exported.items() >= environment.of_standing_cluster().items()
 
 
 @pytest.mark.local_cluster
