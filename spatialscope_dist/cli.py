@@ -318,6 +318,7 @@ def _run(
             accuracy=summary.accuracy,
             generative_quality=summary.generative_quality,
             changed=summary.changed,
+            unpublished=summary.unpublished,
         )
     if not as_json:
         show_summary(summary)

@@ -77,6 +77,8 @@ def show_summary(summary: Summary) -> None:
         done = f"{row['done']}/{row['total']}"
         table.add_row(name, f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", *sizes, done, str(row["failed"]))
     console.print(table)
+    for section, reason in summary.unpublished.items():
+        console.print(f"{section} is not published: {reason}", soft_wrap=True)
     for name, text in _ACCURACY.items():
         if name in summary.accuracy:
             console.print(f"{text}: {summary.accuracy[name]:.4f}")

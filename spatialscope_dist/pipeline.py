@@ -150,7 +150,7 @@ def _run_stages(
 
     def publish_after(name: str) -> None:
         if name in PUBLISHED_AFTER:
-            publish(context)
+            summary.unpublished = publish(context)
 
     try:
         # A report of Dask's is one of everything that runs meanwhile: with reports, stages run one by one.
@@ -158,7 +158,7 @@ def _run_stages(
             with context.pool.workers.reported(None if reports is None else reports / f"{span[0]}.html"):
                 stages = [stage_module(name) for name in span]
                 run_stages(stages, context, summary, peaks, finished=publish_after)
-        publish(context)
+        summary.unpublished = publish(context)
     finally:
         context.pool.close()
     _conclude(context, summary)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from spatialscope_dist.errors import StageFailed
 from spatialscope_dist.stages.context import Context
 from spatialscope_dist.store.documents import read_json, write_json
 from spatialscope_dist.store.hashes import section_hashes
@@ -23,10 +24,18 @@ def projected_bytes(context: Context) -> int:
     return _PROCESS_BYTES + max((max(_CELL_BYTES * s.n_cells, _SPOT_BYTES * s.n_spots) for s in sections), default=0)
 
 
-def publish(context: Context) -> None:
-    """Assemble every section whose stage outputs changed since it was last published."""
+def publish(context: Context) -> dict[str, str]:
+    """Assemble every section whose stage outputs changed since it was last published; return why some could not be.
+
+    A section that could not be published stays as it was before, and is tried again when this is next called.
+
+    Raises
+    ------
+    StageFailed
+        When no section of the study could be published.
+    """
     units: dict[str, dict[str, Any]] = {}
-    keys: dict[Path, str] = {}
+    keys: dict[str, tuple[Path, str]] = {}
     for section in context.study.sections:
         target = context.place.section(section.name)
         finish_switch(target)
@@ -36,23 +45,30 @@ def publish(context: Context) -> None:
         if inputs["ingest"] is None or (target.exists() and mark.exists() and read_json(mark) == key):
             continue
         units[section.name] = {"sources": _section_sources(context, section.name), "target": target}
-        keys[mark] = key
+        keys[section.name] = mark, key
     if not units:
-        return
-    for mark in keys:
+        return {}
+    for mark, _ in keys.values():
         mark.unlink(missing_ok=True)  # an object store has no switch: what a kill leaves there counts as nothing
-    context.pool.map(publish_section, units, framework="any")
-    folders = {name: unit["sources"] for name, unit in units.items()}
+    published = context.pool.map(publish_section, units, framework="any", stop_on_failure=False)
+    folders = {name: units[name]["sources"] for name in published}
     hashing = {
         name: {"segment": s.segment, "identify": s.identify, "decompose": s.decompose} for name, s in folders.items()
     }
-    hashes = context.pool.map(section_hashes, hashing, framework="any")
+    hashes = context.pool.map(section_hashes, hashing, framework="any", stop_on_failure=False)
     known = read_json(context.place.hashes) if context.place.hashes.exists() else {}
     kept = {section.name: known[section.name] for section in context.study.sections if section.name in known}
     write_json(context.place.hashes, {**kept, **hashes})
-    for mark, key in keys.items():
+    for name in hashes:
+        mark, key = keys[name]
         write_json(mark, key)
     context.pool.take_cost()
+    failed = {**published.failed, **hashes.failed}
+    if len(failed) == len(context.study.sections):
+        raise StageFailed("nothing could be published:\n" + "\n".join(f"- {name}: {failed[name]}" for name in failed))
+    for name, reason in failed.items():
+        context.events.emit("failed", stage="publish", item=name, reason=reason)
+    return failed
 
 
 def _sources_of(context: Context, section: str) -> Iterator[tuple[str, str]]:

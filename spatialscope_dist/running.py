@@ -33,7 +33,8 @@ _TYPED_TOGETHER_FROM = STAGES.index("identify")
 class Summary:
     """What a run did: per stage cost and counts, where the report is, accuracy when truth is given.
 
-    `generative_quality` says how cells drawn from the model differ from held-out ones (`expression.quality.Quality`).
+    `generative_quality` says how cells drawn from the model differ from held-out ones (`expression.quality.Quality`);
+    `unpublished` why users do not find a section's results, by section.
     """
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,11 +42,13 @@ class Summary:
     accuracy: dict[str, float] = field(default_factory=dict)
     generative_quality: dict[str, float] = field(default_factory=dict)
     changed: bool = False
+    unpublished: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
         """0, or 4 when some items were quarantined."""
-        return _QUARANTINED if any(stage["failed"] for stage in self.stages.values()) else 0
+        failed = self.unpublished or any(stage["failed"] for stage in self.stages.values())
+        return _QUARANTINED if failed else 0
 
     def add(self, entry: Entry) -> None:
         """Count one committed item of a stage."""

@@ -86,6 +86,25 @@ def test_run__a_section_that_fails_leaves_the_others(folder: Path) -> None:
     assert not any(row["failed"] or row["aged"] for row in rows.values())
 
 
+def test_run__a_section_that_cannot_be_published_leaves_the_others(folder: Path) -> None:
+    run(folder)
+    hashes = (folder / "out" / "hashes.json").read_text()
+    published = folder / "out" / "sections"
+    shutil.rmtree(published)
+    kept = next((folder / "out" / "work" / "ingest" / "B").rglob("spots.parquet"))
+    whole_file = kept.read_bytes()
+    kept.write_bytes(whole_file[: len(whole_file) // 2])
+    summary, events = run(folder)
+    assert summary.exit_code == 4
+    assert list(summary.unpublished) == items(events, "failed", "publish") == ["B"]
+    assert sorted(path.name for path in published.iterdir() if path.suffix == ".zarr") == ["A.zarr", "C.zarr"]
+    kept.write_bytes(whole_file)
+    summary, _ = run(folder)
+    assert (summary.exit_code, summary.unpublished) == (0, {})
+    assert (published / "B.zarr").exists()
+    assert (folder / "out" / "hashes.json").read_text() == hashes
+
+
 def test_run__ends_when_no_section_is_left(folder: Path) -> None:
     with pytest.raises(StageFailed, match=r"every item failed:\n- [ABC]: "):
         run(folder, spoilt=SECTIONS)

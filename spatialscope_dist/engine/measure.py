@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from spatialscope_dist.errors import SpatialScopeError
+
+
+_WORTH_TRIMMING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ def measured(function: Callable[..., Any], arguments: dict[str, Any]) -> Measure
     except SpatialScopeError as error:
         result, failure = None, error
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    if seconds > _WORTH_TRIMMING_S:
+        _return_freed_memory()
     process = f"{socket.gethostname()}:{os.getpid()}"
     return Measured(result, seconds, cpu_seconds, peak_rss_bytes(), failure, started, process)
 
@@ -76,3 +82,10 @@ def _reset_peak_rss() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         logging.getLogger(__name__).debug("peak memory cannot be reset here; it counts from process start")
+
+
+def _return_freed_memory() -> None:
+    # glibc keeps what is freed between blocks still in use: a worker that lives through many runs grew by 5 MiB a run.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
