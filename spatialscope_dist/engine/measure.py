@@ -16,7 +16,6 @@ from typing import Any
 
 from spatialscope_dist.errors import SpatialScopeError
 
-
 _WORTH_TRIMMING_S = 1.0
 
 
