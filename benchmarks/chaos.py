@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kills import KINDS, WORKERS, Command, Undisturbed, held, kill_once, undisturbed
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 PROGRAM = str(Path(sys.executable).with_name("spatialscope"))
@@ -98,13 +99,8 @@ def main() -> None:
 
 def document(rows: list[dict[str, Any]], whole: float) -> dict[str, Any]:
     """Return the table with what it was made by."""
-    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False)
     return {
-        "command": "python -m benchmarks.chaos",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": "2 shared cores",
+        **provenance("chaos"),
         "undisturbed_seconds": whole,
         "kills": len(rows),
         "held": sum(row["held"] for row in rows),

@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +27,7 @@ from benchmarks.expression_data import (
     train_model,
     write_model,
 )
+from benchmarks.provenance import provenance
 from spatialscope_dist.expression.allocation import SpotCells
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.estimators import candidates, estimate_all
@@ -56,18 +55,14 @@ def main() -> None:
     results = json.loads(file.read_text()) if file.exists() else {}
     for name in arguments.sources:
         for so_far in measure(scorer, name, data, spot_seeds=arguments.spot_seeds, keep=arguments.keep):
-            results[name] = about() | so_far
+            results[name] = about("expression_accuracy") | so_far
             file.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def about() -> dict[str, Any]:
-    """Return how a result came about."""
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+def about(command: str) -> dict[str, Any]:
+    """Return how a result came about, and the settings of the sampler it was measured with."""
     return {
-        "command": " ".join(["python -m benchmarks.expression_accuracy", *sys.argv[1:]]),
-        "commit": os.environ.get("BENCHMARK_COMMIT") or shown.stdout.strip(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": "2 shared cores; times are CPU seconds of one thread",
+        **provenance(" ".join([command, *sys.argv[1:]])),
         "settings": DecomposeOptions().model_dump(include={"count_chains", "count_sweeps", "count_burn_in"}),
     }
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 
 from benchmarks.expression_accuracy import score
 from benchmarks.expression_data import SOURCES, Split, load_scorer, split_source, spots_of, train_model
+from benchmarks.provenance import provenance
 from spatialscope_dist.expression.allocation import SpotCells
 from spatialscope_dist.expression.baselines import BASELINES
 from spatialscope_dist.expression.estimators import estimate_spots
@@ -74,7 +73,11 @@ def main() -> None:
     scorer = load_scorer(data)
     split = split_source(scorer, SOURCES["mop"], data)
     results = json.loads(FILE.read_text()) if FILE.exists() else {"settings": {}, "training": {}}
-    results = about() | {"authors": AUTHORS} | {key: results[key] for key in ("training", "settings")}
+    results = (
+        provenance(" ".join(["expression_langevin", *sys.argv[1:]]))
+        | {"authors": AUTHORS}
+        | {key: results[key] for key in ("training", "settings")}
+    )
     for name in arguments.only:
         setting = SETTINGS[name]
         options, kept = (REDUCED_UNET, "unet") if setting.unet else (TrainOptions(), "mlp")
@@ -83,17 +86,6 @@ def main() -> None:
         results["settings"][name] = measure(scorer, split, model, setting)
         FILE.write_text(json.dumps(results, indent=1) + "\n")
         print(name, json.dumps(results["settings"][name]), flush=True)
-
-
-def about() -> dict[str, Any]:
-    """Return how the last result came about."""
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=FILE.parent, capture_output=True, text=True)
-    return {
-        "command": " ".join(["python -m benchmarks.expression_langevin", *sys.argv[1:]]),
-        "commit": shown.stdout.strip(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": "2 shared cores; times are CPU seconds of one thread",
-    }
 
 
 def trained(split: Split, options: TrainOptions, folder: Path | None) -> tuple[ExpressionModel, dict[str, Any]]:

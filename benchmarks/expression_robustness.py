@@ -66,8 +66,7 @@ def main() -> None:
     settle_torch()
     data = Path(os.environ["SPATIALSCOPE_DATA"])
     scorer = load_scorer(data)
-    command = " ".join(["python -m benchmarks.expression_robustness", *sys.argv[1:]])
-    results = about() | {"command": command, "cases": []}
+    results = about("expression_robustness") | {"cases": []}
     kept = None if models is None else read_model(models / "mop")
     for part in (
         on_one_source(scorer, data, kept),

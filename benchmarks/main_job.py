@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("spatialscope")
@@ -40,12 +41,9 @@ def run(name: str, folder: Path) -> dict[str, Any]:
         raise SystemExit(f"{name} ended with {process.returncode}")
     wall = time.perf_counter() - start
     return {
-        "command": "spatialscope " + " ".join(arguments).replace(str(folder), "DIR").replace(str(HERE), "benchmarks"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit(),
-        "machine": "2 shared cores: judge by CPU seconds, not by wall",
+        **provenance(f"main_job {name}"),
+        "runs": "spatialscope " + " ".join(arguments).replace(str(folder), "DIR").replace(str(HERE), "benchmarks"),
         "wall_seconds": round(wall, 1),
-        "cores": len(os.sched_getaffinity(0)),
         "driver_peak_bytes_by_the_end_of": driver,
         "stages": summary["stages"],
         "accuracy": summary["accuracy"],
@@ -56,13 +54,6 @@ def peak_bytes(pid: int) -> int:
     """Return the largest resident size a process has had (Linux)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-
-
-def commit() -> str:
-    """Return the commit that is measured."""
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
 
 
 def main() -> None:

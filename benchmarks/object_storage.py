@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import provenance
 from spatialscope_dist.location import located
 from tests import small_study
 from tests.object_store import ObjectStore, served
@@ -79,10 +80,7 @@ def main() -> None:
             remote, again = in_store(store, log), in_store(store, log)
             changed = in_store(store, log, **CHANGED)
     result = {
-        "command": "python -m benchmarks.object_storage",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
-        "machine": "2 shared cores",
+        **provenance("object_storage"),
         "server": "moto's S3 server on 127.0.0.1",
         "hashes_equal": local["hashes"] == remote["hashes"],
         "runs": {"local": local, "s3": remote, "s3_again": again, "s3_changed_option": {"set": CHANGED, **changed}},

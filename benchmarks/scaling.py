@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ import numpy as np
 import psutil
 
 from benchmarks.kills import attached
+from benchmarks.provenance import provenance
 from benchmarks.watched import MIB, watch
 from spatialscope_dist.engine.cluster import GIB, ClusterSettings
 from spatialscope_dist.engine.events import Events
@@ -141,16 +140,7 @@ def write_slide(path: Path) -> None:
 
 def document(results: dict[str, Any], given: list[str]) -> dict[str, Any]:
     """Return the results with what they were made by."""
-    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return {
-        "command": " ".join(["python -m benchmarks.scaling", *given]),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": "2 shared cores",
-        "load_average": round(os.getloadavg()[0], 1),
-        **results,
-    }
+    return provenance(" ".join(["scaling", *given])) | results
 
 
 def main() -> None:

@@ -23,12 +23,12 @@ import tifffile
 from PIL import Image
 
 from benchmarks.he_mosaic import PIXEL_SIZE_UM, read_fields, write_mosaic
+from benchmarks.provenance import commit
 from benchmarks.segmentation_invariance import invariance
 from benchmarks.segmentation_rescaled import rescaled_crops
 from benchmarks.segmentation_setting import (
     COMMAND,
     HERE,
-    commit,
     data_folder,
     load_stardist,
     model_folder,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.he_mosaic import PIXEL_SIZE_UM
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("spatialscope")
@@ -35,22 +35,13 @@ def save(name: str, result: dict[str, Any]) -> None:
     """Write a result with where it comes from."""
     packages = ("stardist", "tensorflow-cpu", "numpy", "tifffile", "zarr", "dask")
     about = {
-        "command": " ".join(["python -m benchmarks.segmentation", *sys.argv[1:]]),
-        "commit": commit(),
+        **provenance(" ".join(["segmentation", *sys.argv[1:]])),
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "python": sys.version.split()[0],
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
         "model": model_folder().name,
     }
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"segmentation_{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
-
-
-def commit() -> str:
-    """Return the commit that is measured: of this checkout, or BENCHMARK_COMMIT where it is an exported one."""
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
-    return os.environ.get("BENCHMARK_COMMIT") or shown.stdout.strip()
 
 
 def load_stardist() -> Any:

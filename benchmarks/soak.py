@@ -16,7 +16,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from typing import Any
 import psutil
 
 from benchmarks.kills import Attached, attached
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -85,15 +85,10 @@ def slope(values: list[float]) -> float:
 
 def document(rows: list[dict[str, float]], minutes: float) -> dict[str, Any]:
     """Return what was seen, and how memory, open files and threads grow over the second half of the runs."""
-    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False)
     half = rows[len(rows) // 2 :]
     growth = {name: round(slope([row[name] for row in half]), 4) for name in rows[0]} if len(half) > 1 else {}
     return {
-        "command": "python -m benchmarks.soak",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": "2 shared cores",
+        **provenance("soak"),
         "minutes": round(minutes, 1),
         "runs": len(rows),
         "growth_per_run_second_half": growth,

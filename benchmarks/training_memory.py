@@ -10,10 +10,8 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from benchmarks.provenance import provenance
 from spatialscope_dist.engine.measure import measured
 from spatialscope_dist.options import TrainOptions
 from spatialscope_dist.stages import train
@@ -43,13 +42,9 @@ def main() -> None:
         rows.append(in_new_process(n_cells))
         print(rows[-1], flush=True)
     rows.sort(key=lambda row: int(row["cells"]))
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     slope = np.polyfit([row["cells"] for row in rows], [row["peak_bytes"] for row in rows], 1)
     results = {
-        "command": " ".join(["python -m benchmarks.training_memory", *sys.argv[1:]]),
-        "commit": shown.stdout.strip(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": "2 shared cores; times are CPU seconds of one thread",
+        **provenance(" ".join(["training_memory", *sys.argv[1:]])),
         "sizes": rows,
         "bytes_per_cell": round(float(slope[0])),
         "extrapolated_not_measured": {"cells": 5_000_000, "peak_bytes": round(float(np.polyval(slope, 5e6)))},

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from benchmarks.provenance import provenance
 from spatialscope_dist.expression.objectives import OBJECTIVES, TrainingData
 from spatialscope_dist.expression.process_exchange import Meeting, joined
 from spatialscope_dist.expression.profiles import reference_profiles, split_cells
@@ -46,12 +45,9 @@ def main() -> None:
         mean = {key: round(float(np.mean([one[key] for one in found])), 2) for key in found[0]}
         rows.append({"processes": n_processes} | mean)
         print(rows[-1], flush=True)
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     results = {
-        "command": "python -m benchmarks.training_processes",
-        "commit": shown.stdout.strip(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": "2 shared, busy cores; CPU milliseconds are of each process",
+        **provenance("training_processes"),
+        "times": "CPU milliseconds of each process",
         "gradient_bytes_of_a_step": 4 * 4 * (OBJECTIVES["counts"](data(), OPTIONS, None).shape.n_parameters() + 1),
         "per_step": rows,
     }

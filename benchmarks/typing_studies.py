@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from benchmarks.provenance import provenance
 
 COMMAND = Path(sys.executable).with_name("spatialscope")
 LABELS = ("cell_type", "cell_type_map", "cell_type_positional", "cell_type_composition")
@@ -161,12 +162,4 @@ def labels_of(composition: NDArray[np.int64], bench: Bench) -> NDArray[np.int64]
 def save_result(name: str, command: str, result: dict[str, Any]) -> None:
     """Write a result to results/NAME.json with where it comes from."""
     here = Path(__file__).parent
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    about = {
-        "command": f"python -m benchmarks.{command}",
-        "date": date.today().isoformat(),
-        "commit": shown.stdout.strip(),
-        "machine": f"{len(os.sched_getaffinity(0))} shared cores",
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-    }
-    (here / "results" / f"{name}.json").write_text(json.dumps(about | result, indent=1) + "\n")
+    (here / "results" / f"{name}.json").write_text(json.dumps(provenance(command) | result, indent=1) + "\n")
