@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from spatialscope_dist.engine.pool import Pool
 from tests.engine import work
 
 pytestmark = pytest.mark.local_cluster
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def metrics(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def test_reported__page_of_what_ran_and_metrics_of_the_scheduler(tmp_path: Path) -> None:
@@ -21,12 +29,13 @@ def test_reported__page_of_what_ran_and_metrics_of_the_scheduler(tmp_path: Path)
         with pool.workers.reported(page):
             pool.map(work.square, {f"u{number}": {"number": number} for number in range(3)})
             with pool.workers.borrowed(None, gpu=False) as client:
-                port = client.cluster.scheduler.http_server.port
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-                    text = answer.read().decode()
+                workers = client.scheduler_info(n_workers=-1)["workers"].values()
+                ports = [client.cluster.scheduler.http_server.port, *(one["services"]["dashboard"] for one in workers)]
+                text = "".join(metrics(port) for port in ports)
         pool.map(work.square, {"after": {"number": 1}})
     finally:
         pool.close()
     assert "number of tasks: 3" in page.read_text().lower()
-    for name in ("dask_scheduler_workers", "dask_scheduler_tasks", "dask_scheduler_tasks_suspicious_total"):
-        assert name in text
+    explained = set(re.findall(r"dask_(?:scheduler|worker)_\w+", (DEPLOY / "README.md").read_text()))
+    assert len(explained) > 5
+    assert explained <= set(re.findall(r"^# TYPE (\w+)", text, flags=re.M))
