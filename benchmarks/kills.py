@@ -139,15 +139,15 @@ class Attached:
 
 
 @contextlib.contextmanager
-def attached(folder: Path, log: Path | None = None, *, workers: int = WORKERS) -> Iterator[Attached]:
-    """Yield a running scheduler and its workers of one thread; they are ended with the block."""
+def attached(folder: Path, log: Path | None = None, *, workers: int = WORKERS, threads: int = 1) -> Iterator[Attached]:
+    """Yield a running scheduler and its workers of one thread, or more; they are ended with the block."""
     folder.mkdir(parents=True)
     file, settings = folder / "scheduler.json", {**_noted(log), **environment.of_standing_cluster()}
     here = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
     started = [_dask("scheduler", here, settings)]
     try:
         _wait(lambda: file.exists() and file.read_text().rstrip().endswith("}"), started[0])
-        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
+        options = ["--nthreads", str(threads), "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
         for number in range(workers):
             line = ["--scheduler-file", str(file), "--name", str(number), "--memory-limit", "3GiB", *options]
             started.append(_dask("worker", line, settings))

@@ -33,7 +33,7 @@ from spatialscope_dist.engine.pool import Pool
 
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("spatialscope")
-N_TASKS = 5_000
+N_TASKS, THREADS = 20_000, (1, 16)
 UNITS_PER_WORKER, WAIT_S, WORKERS = 16, 2.0, (1, 2, 4, 8)
 EDGE_PX, TILE_PX, TISSUE_TILES = 34_304, 512, 4  # edge of the tissue, in tiles
 SLIDE_WORKERS, SLIDE_LIMIT_MIB = 2, 512
@@ -48,9 +48,14 @@ def wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def cost_of_tasks(n_tasks: int = N_TASKS) -> dict[str, Any]:
-    """Return the CPU time of one task in each process, and how the scheduler's memory grows with them."""
-    with tempfile.TemporaryDirectory() as folder, attached(Path(folder) / "cluster", workers=2) as cluster:
+def cost_of_tasks() -> list[dict[str, Any]]:
+    """Return the CPU time of one task in each process, and how the scheduler's memory grows, for few and many slots."""
+    return [cost_of_a_task(threads, N_TASKS) for threads in THREADS]
+
+
+def cost_of_a_task(threads: int, n_tasks: int) -> dict[str, Any]:
+    """Return what empty tasks cost on two workers of so many threads."""
+    with tempfile.TemporaryDirectory() as folder, attached(Path(folder) / "c", workers=2, threads=threads) as cluster:
         pool = Pool(ClusterSettings(2, GIB, scheduler=str(cluster.file)), Events())
         pool.map(nothing, {f"warm{number}": {} for number in range(200)})
         processes = {
@@ -67,6 +72,7 @@ def cost_of_tasks(n_tasks: int = N_TASKS) -> dict[str, Any]:
         pool.close()
     return {
         "tasks": n_tasks,
+        "slots": 2 * threads,
         **{f"{name}_cpu_ms_per_task": round(value, 3) for name, value in used.items()},
         "scheduler_bytes_per_finished_task": round(growth, 1),
         "wall_seconds": round(seconds, 1),
