@@ -55,7 +55,7 @@ def open_cluster(job: WorkerJob, scheduler_file: Path, *, interface: str | None 
     scheduler = {"scheduler_file": str(scheduler_file), "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     if interface is not None:
         scheduler["interface"] = interface
-    dask.config.set(environment.DASK)
+    dask.config.set(environment.DASK_STANDING)
     before = os.umask(0o077)
     try:
         return SLURMCluster(**job.options(), interface=interface, scheduler_options=scheduler)

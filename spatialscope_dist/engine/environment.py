@@ -29,6 +29,8 @@ DASK: dict[str, Any] = {
     "distributed.deploy.lost-worker-timeout": "15m",
 }
 
+DASK_STANDING: dict[str, Any] = {**DASK, "distributed.scheduler.preload": ["spatialscope_dist.engine.forgetting"]}
+
 _ONE_THREAD = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -52,8 +54,11 @@ def of_worker(gpu: str | None = None) -> dict[str, str]:
 
 def of_standing_cluster() -> dict[str, str]:
     """Return the environment of a scheduler and workers a run attaches to: that of workers, and Dask's settings."""
-    settings = {f"DASK_{name}".upper().replace(".", "__").replace("-", "_"): str(DASK[name]) for name in DASK}
-    return {**of_worker(), **settings}
+    return {**of_worker(), **{_variable(name): str(value) for name, value in DASK_STANDING.items()}}
+
+
+def _variable(name: str) -> str:
+    return f"DASK_{name}".upper().replace(".", "__").replace("-", "_")
 
 
 def exported() -> list[str]:

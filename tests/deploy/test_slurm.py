@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -53,7 +54,8 @@ def test_job_script__asks_for_what_the_worker_offers(workers: ModuleType, tmp_pa
     assert "--lifetime 110m" in script
     assert "--nthreads 1" in script
     assert ("#SBATCH --gpus=1" in script, "--resources GPU=1" in script) == (gpu, gpu)
-    exported = dict(re.findall(r"^export (\w+)=(.*)$", script, flags=re.M))
+    lines = [line for line in script.splitlines() if line.startswith("export ")]
+    exported = dict(shlex.split(line)[1].split("=", 1) for line in lines)
     assert exported.items() >= environment.of_standing_cluster().items()
 
 
