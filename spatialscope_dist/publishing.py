@@ -15,7 +15,7 @@ from spatialscope_dist.store.publish import SectionSources, publish_section
 from spatialscope_dist.store.switch import finish_switch
 
 PUBLISHED_AFTER = ("identify", "decompose")
-_PROCESS_BYTES, _CELL_BYTES, _SPOT_BYTES = 400 << 20, 660, 700  # measured on 3.7 million cells in a million spots
+_PROCESS_BYTES, _CELL_BYTES, _SPOT_BYTES = 400 << 20, 430, 700  # measured on 3.7 million cells in a million spots
 
 
 def projected_bytes(context: Context) -> int:

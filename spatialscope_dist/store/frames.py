@@ -68,6 +68,12 @@ def count_rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the names of a parquet file's columns; no row is read."""
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
 def read_rows(path: Path, low: int, high: int, columns: list[str] | None = None) -> pd.DataFrame:
     """Return rows low:high of the frame of a parquet file; what lies far from them is not read."""
     with _opened(path) as file:

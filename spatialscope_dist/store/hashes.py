@@ -10,7 +10,9 @@ import numpy as np
 
 from spatialscope_dist.store.arrays import open_array
 from spatialscope_dist.store.documents import read_json
-from spatialscope_dist.store.frames import read_frame
+from spatialscope_dist.store.frames import column_names, read_arrow_parts
+
+_SEPARATOR = "\x1f"
 
 
 def section_hashes(segment: Path | None, identify: Path | None, decompose: Path | None) -> dict[str, str]:
@@ -39,11 +41,15 @@ def hash_array(path: Path) -> str:
 
 
 def _hash_frame(path: Path) -> str:
-    frame = read_frame(path)
+    """Return the SHA-256 of a frame's values, column by column, by parts of rows: as text, millions fill a worker."""
     digest = hashlib.sha256()
-    for name in sorted(frame.columns):
+    for name in sorted(column_names(path)):
         digest.update(name.encode())
-        digest.update("\x1f".join(map(_text, frame[name].tolist())).encode())
+        separator = ""
+        for part in read_arrow_parts(path, [name]):
+            values = part.to_pandas()[name].tolist()
+            digest.update((separator + _SEPARATOR.join(map(_text, values))).encode())
+            separator = _SEPARATOR
     return digest.hexdigest()
 
 
