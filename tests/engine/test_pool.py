@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from distributed import Client, LocalCluster
 
 from spatialscope_dist.engine.cluster import GIB, ClusterSettings
 from spatialscope_dist.engine.events import Events
@@ -126,13 +128,34 @@ def test_map__unreachable_scheduler_is_bad_input(monkeypatch: pytest.MonkeyPatch
 
 
 def test_map__attaches_to_a_running_scheduler() -> None:
-    from distributed import LocalCluster
-
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         pool = Pool(ClusterSettings(1, GIB, scheduler=cluster.scheduler_address), Events())
         assert pool.map(work.square, numbers(3))["unit-2"] == 4
         pool.close()
         assert cluster.scheduler_info["workers"], "closing our client must leave the cluster running"
+
+
+def test_map__many_slots_are_refilled_in_batches__never_beyond_two_units_a_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent, known, original = [], [], Client.map
+
+    def noted(client: Client, *arguments: Any, key: list[Any], **options: Any) -> Any:
+        if "batch_size" in options:  # else Dask's own call for a part of a batch
+            sent.append(len(key))
+        return original(client, *arguments, key=key, **options)
+
+    monkeypatch.setattr(Client, "map", noted)
+    options = {"processes": False, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, threads_per_worker=16, **options) as cluster:
+        watching = Events((lambda event: known.append(len(cluster.scheduler.tasks)),))
+        attached = Pool(ClusterSettings(1, GIB, scheduler=cluster.scheduler_address), watching)
+        done = attached.map(work.square, numbers(203))
+        attached.close()
+    assert done == {f"unit-{number}": number**2 for number in range(203)}
+    assert max(known) <= 32
+    assert (sent[0], sum(sent)) == (32, 203)
+    assert min(sent[:-1]) >= 4
 
 
 def test_map__gpu_work_goes_to_workers_that_offer_it() -> None:
