@@ -34,6 +34,7 @@ from spatialscope_dist.store.arrays import load_npy, read_array
 
 HISTOGRAM_BOX = 4096
 WIDER = 3  # halos a piece of a core is given when an object reaches past one
+_LEAST_CONTRAST = 16  # grey levels; stained tissue spans 100 and more
 
 
 def prepare(slide: Slide) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
     Raises
     ------
     BadInput
-        When no pixel of it can be read.
+        When no pixel of it can be read, or percentiles of the image say nothing of the little tissue on it.
     """
     boxes = shard_boxes(slide.read_shape, HISTOGRAM_BOX)
     units = {f"histogram_{number:05d}": {"slide": slide, "box": box} for number, box in enumerate(boxes)}
@@ -86,7 +87,17 @@ def slide_percentiles(slide: Slide, workers: Workers) -> tuple[float, float]:
         remedy = "Copy or export the image again, or normalise over the image."
         raise BadInput(Problem(slide.image, "no pixel to take percentiles of", "readable pixels, with tissue", remedy))
     low, high = histogram_percentiles(np.asarray(total), slide.options.percentiles)
+    if slide.options.normalise_over == "image" and high - low < _LEAST_CONTRAST and _shows_tissue(slide):
+        # The low percentile is glass as well: every nucleus would be darker than 0, and none would be found.
+        found = f"intensities {low:g} to {high:g} at its percentiles {slide.options.percentiles}: nearly all is glass"
+        remedy = 'Set segment.normalise_over = "tissue", or cut the image to its tissue.'
+        raise BadInput(Problem(slide.image, found, f"a contrast of {_LEAST_CONTRAST} or more", remedy))
     return low, high
+
+
+def _shows_tissue(slide: Slide) -> bool:
+    mask = slide.folder / "tissue.npy"
+    return bool(mask.exists() and load_npy(mask).any())
 
 
 def count_intensities(slide: Slide, name: str, box: Box) -> dict[str, Any]:
