@@ -27,7 +27,7 @@ def projected_bytes(context: Context) -> int:
 def publish(context: Context) -> dict[str, str]:
     """Assemble every section whose stage outputs changed since it was last published; return why some could not be.
 
-    A section that could not be published stays as it was before, and is tried again when this is next called.
+    A section that could not be published has no hashes, and is tried again when this is next called.
 
     Raises
     ------
@@ -57,8 +57,9 @@ def publish(context: Context) -> dict[str, str]:
     }
     hashes = context.pool.map(section_hashes, hashing, framework="any", stop_on_failure=False)
     known = read_json(context.place.hashes) if context.place.hashes.exists() else {}
-    kept = {section.name: known[section.name] for section in context.study.sections if section.name in known}
-    write_json(context.place.hashes, {**kept, **hashes})
+    current = {name: known[name] for name in known if name not in units} | hashes
+    names = [section.name for section in context.study.sections if section.name in current]
+    write_json(context.place.hashes, {name: current[name] for name in names})
     for name in hashes:
         mark, key = keys[name]
         write_json(mark, key)

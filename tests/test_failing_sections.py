@@ -97,6 +97,7 @@ def test_run__a_section_that_cannot_be_published_leaves_the_others(folder: Path)
     summary, events = run(folder)
     assert summary.exit_code == 4
     assert list(summary.unpublished) == items(events, "failed", "publish") == ["B"]
+    assert list(json.loads((folder / "out" / "hashes.json").read_text())) == ["A", "C"]
     assert sorted(path.name for path in published.iterdir() if path.suffix == ".zarr") == ["A.zarr", "C.zarr"]
     kept.write_bytes(whole_file)
     summary, _ = run(folder)
